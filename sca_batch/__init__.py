@@ -1,0 +1,1 @@
+"""Segment and Caption Anything over image corpora."""

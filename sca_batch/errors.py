@@ -1,0 +1,41 @@
+"""What can go wrong for a user, each with the exit code that a script sees."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EXIT_BUG",
+    "EXIT_INTERRUPTED",
+    "EXIT_LEFTOVERS",
+    "EXIT_STOPPED",
+    "EXIT_USAGE",
+    "ImageError",
+    "MissingPackageError",
+    "ScaError",
+]
+
+EXIT_LEFTOVERS = 1  # finished, but with more failures than allowed
+EXIT_USAGE = 2  # a request that cannot be met; nothing was started
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_STOPPED = 75  # EX_TEMPFAIL: told to stop; the same command goes on
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class ScaError(Exception):
+    """A request that cannot be met. The message says what, where, and what to type next."""
+
+    exit_code = EXIT_USAGE
+
+
+class MissingPackageError(ScaError):
+    """An optional package that the chosen option needs is not installed."""
+
+    def __init__(self, package: str, needed_for: str, install: str) -> None:
+        super().__init__(f"{needed_for} needs the package {package}. Install it: {install}")
+
+
+class ImageError(ScaError):
+    """An image that cannot be used. `code` is one of the closed set that records carry."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

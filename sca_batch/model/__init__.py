@@ -1,0 +1,1 @@
+"""The network: modules and weights, nothing else."""

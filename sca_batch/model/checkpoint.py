@@ -1,0 +1,378 @@
+"""Published weights to ours and back. The only file that knows foreign names.
+
+Nothing here executes what it reads: safetensors, or torch's pickle with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import SamConfig
+
+from sca_batch.errors import ScaError
+from sca_batch.model.config import (
+    ScaConfig,
+    read_config,
+    sam_config_from_dicts,
+    text_config_from_dict,
+)
+from sca_batch.model.language import restore_buffers
+from sca_batch.model.sca import ScaModel
+from sca_batch.model.tokenizer import CaptionTokenizer, find_tokenizer, read_tokenizer
+
+__all__ = [
+    "compose",
+    "load_checkpoint",
+    "published_name",
+    "published_state",
+    "save_checkpoint",
+    "weights_digest",
+]
+
+# Ours, as published. Everything else has the published name already.
+_PREFIXES = (
+    ("mixer.queries.", "mask_decoder.caption_tokens."),
+    ("mixer.transformer.", "mask_decoder.additional_transformer."),
+    ("projection.", "language_project."),
+)
+# What the paper trains, under published names.
+_TRAINED = (*(theirs for _, theirs in _PREFIXES), "task_tokens.")
+_POSITION = "prompt_encoder.shared_embedding.positional_embedding"
+_POSITION_TWIN = "shared_image_embedding.positional_embedding"
+_LM_HEAD, _LM_EMBEDDING = "language_model.lm_head.weight", "language_model.transformer.wte.weight"
+
+# What older releases of transformers stored and newer ones recompute.
+_LEGACY = re.compile(
+    r"^language_model\..*(\.rotary_emb\.inv_freq|\.h\.\d+\.attn\.(bias|masked_bias))$"
+)
+
+# segment_anything's names, as transformers spells them (its own conversion script does the same).
+_SEGMENT_ANYTHING = (
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+    (r"^(vision_encoder)\.blocks\.", r"\1.layers."),
+    (r"\.neck\.0\.", ".neck.conv1."),
+    (r"\.neck\.1\.", ".neck.layer_norm1."),
+    (r"\.neck\.2\.", ".neck.conv2."),
+    (r"\.neck\.3\.", ".neck.layer_norm2."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
+    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
+    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
+    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", _POSITION),
+    (r"\.point_embeddings\.", ".point_embed."),
+    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
+    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
+    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
+    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
+    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+)
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our parameters."""
+    for ours, theirs in _PREFIXES:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name
+
+
+def load_checkpoint(folder: Path) -> ScaModel:
+    """Reads a checkpoint folder in the published format, float32, on the CPU.
+
+    A tokenizer beside the weights is read too; a folder without one gives a model without one.
+
+    Raises:
+        ScaError: naming every missing or unexpected key, or what is wrong with a file.
+    """
+    config = read_config(folder)
+    tokenizer = None
+    if find_tokenizer(folder):
+        tokenizer = read_tokenizer(folder, eos_token_id=config.eos_token_id)
+    return _assemble(config, read_weights(folder), tokenizer, where=str(folder))
+
+
+def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes `config.json` and `model.safetensors` in the published format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    state = published_state(model)
+    if dtype is not None:
+        state = {name: value.to(dtype) for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def published_state(model: ScaModel) -> dict[str, Tensor]:
+    """The state dict under published names; shared tensors stand once."""
+    state = {published_name(name): value for name, value in model.state_dict().items()}
+    if model.language_model.config.tie_word_embeddings:
+        state.pop(_LM_HEAD, None)
+    return {name: value.detach().contiguous() for name, value in state.items()}
+
+
+def compose(
+    sam: Path, language_model: Path, mixer: Path, *, num_caption_heads: int = 1
+) -> ScaModel:
+    """Puts a model together from SAM, a language model and the trained part.
+
+    `sam` is a folder in the layout of transformers or one of segment_anything's `.pth` files;
+    `mixer` holds the mixer, projection and task tokens under published names (a whole checkpoint
+    will do). Sizes of the trained part are read from its shapes.
+    """
+    sam_config, sam_state = _read_sam(sam)
+    text_path = language_model / "config.json"
+    if not text_path.is_file():
+        raise ScaError(f"{language_model}: no config.json; expected a language model's folder")
+    text_raw = json.loads(text_path.read_text(encoding="utf-8"))
+    text_state = _language_names(read_weights(language_model))
+    own = {
+        name: value
+        for name, value in _read_file_or_folder(mixer).items()
+        if name.startswith(_TRAINED)
+    }
+    layers = [
+        int(match.group(1))
+        for match in (
+            re.match(r"mask_decoder\.additional_transformer\.layers\.(\d+)\.", n) for n in own
+        )
+        if match
+    ]
+    queries, tasks = own.get("mask_decoder.caption_tokens.weight"), own.get("task_tokens.weight")
+    if not layers or queries is None or tasks is None:
+        raise ScaError(
+            f"{mixer}: expected mask_decoder.additional_transformer.*, "
+            "mask_decoder.caption_tokens.weight, language_project.* and task_tokens.weight"
+        )
+    config = ScaConfig(
+        sam=sam_config,
+        text=text_config_from_dict(text_raw, where=str(text_path)),
+        mixer_layers=max(layers) + 1,
+        num_caption_tokens=len(queries) // num_caption_heads,
+        num_caption_heads=num_caption_heads,
+        num_task_tokens=len(tasks) // 2,
+        tokenizer_name=str(text_raw.get("_name_or_path") or ""),
+    )
+    tokenizer = None
+    if find_tokenizer(language_model):
+        tokenizer = read_tokenizer(language_model, eos_token_id=config.eos_token_id)
+    where = f"sam={sam}, lm={language_model}, mixer={mixer}"
+    return _assemble(config, sam_state | text_state | own, tokenizer, where=where)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder: safetensors or torch pickle, single or sharded by an index."""
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = folder / index_name
+        if index.is_file():
+            return _read_sharded(index)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+    raise ScaError(
+        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or an index of "
+        "their shards"
+    )
+
+
+def weights_digest(model: ScaModel) -> str:
+    """SHA-256 over names, dtypes and bytes of all weights, hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(published_state(model).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def build_empty(config: ScaConfig) -> ScaModel:
+    """A model of these sizes on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return ScaModel(config)
+
+
+def _assemble(
+    config: ScaConfig,
+    state: dict[str, Tensor],
+    tokenizer: CaptionTokenizer | None,
+    *,
+    where: str,
+) -> ScaModel:
+    model = build_empty(config)
+    own = _own_names(state, model, tied=bool(config.text.tie_word_embeddings))
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - own.keys()), sorted(own.keys() - expected.keys())
+    if missing or unexpected:
+        raise ScaError(
+            f"{where}: the weights do not match config.json. "
+            + _listed("missing", [published_name(name) for name in missing])
+            + _listed("unexpected", unexpected)
+            + "Nothing is left at random: use the config.json that belongs to these weights"
+        )
+    misfits = [
+        f"{published_name(name)} is {tuple(own[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if own[name].shape != value.shape
+    ]
+    if misfits:
+        raise ScaError(f"{where}: {'; '.join(misfits[:4])}. Sizes come from config.json")
+    model.load_state_dict({name: _as_float(value) for name, value in own.items()}, assign=True)
+    if config.text.tie_word_embeddings:
+        model.language_model.tie_weights()
+    restore_buffers(model.language_model, torch.device("cpu"))
+    left = [name for name, value in _tensors(model) if value.is_meta]
+    assert not left, f"left on the meta device: {left}"
+    model.tokenizer = tokenizer
+    return model.requires_grad_(False).eval()
+
+
+def _own_names(state: Mapping[str, Tensor], model: ScaModel, *, tied: bool) -> dict[str, Tensor]:
+    """Published names to ours, with the twins, ties and leftovers of old files sorted out."""
+    own: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if _LEGACY.match(name):
+            continue
+        if name == _POSITION_TWIN:
+            # Both names hold one tensor; files written by save_pretrained drop either of them.
+            own.setdefault(_POSITION, value)
+            continue
+        for ours, theirs in _PREFIXES:
+            if name.startswith(theirs):
+                name = ours + name[len(theirs) :]
+                break
+        own[name] = value
+    if tied and _LM_EMBEDDING not in own and _LM_HEAD in own:
+        own[_LM_EMBEDDING] = own[_LM_HEAD]
+    if tied:
+        embedding = next(
+            (n for n in (_LM_EMBEDDING, "language_model.model.embed_tokens.weight") if n in own),
+            None,
+        )
+        if embedding is not None and _LM_HEAD in model.state_dict():
+            own.setdefault(_LM_HEAD, own[embedding])
+    return own
+
+
+def _read_sam(path: Path) -> tuple[SamConfig, dict[str, Tensor]]:
+    if path.is_dir():
+        raw_path = path / "config.json"
+        if not raw_path.is_file():
+            raise ScaError(f"{path}: no config.json; expected SAM in the layout of transformers")
+        raw = json.loads(raw_path.read_text(encoding="utf-8"))
+        parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+        return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), read_weights(path)
+    state = {_renamed(name): value for name, value in _read_file(path).items()}
+    return _sam_config_from_shapes(state, path), state
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _SEGMENT_ANYTHING:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfig:
+    """segment_anything's files hold no configuration; the width tells ViT-B, L or H."""
+    patch = state.get("vision_encoder.patch_embed.projection.weight")
+    sizes = {768: (12, 12, (2, 5, 8, 11)), 1024: (24, 16, (5, 11, 17, 23)),
+             1280: (32, 16, (7, 15, 23, 31))}  # fmt: skip
+    if patch is None or patch.shape[0] not in sizes:
+        raise ScaError(f"{path}: not one of sam_vit_b, sam_vit_l, sam_vit_h of segment_anything")
+    width = int(patch.shape[0])
+    layers, heads, global_layers = sizes[width]
+    vision = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "global_attn_indexes": list(global_layers),
+        "mlp_dim": 4 * width,
+    }
+    return sam_config_from_dicts(vision, {}, {})
+
+
+def _language_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A language model's own files to their place in an SCA checkpoint."""
+    bare = not any(name.startswith(("transformer.", "model.")) for name in state)
+    inner = "transformer." if bare and "wte.weight" in state else ""
+    return {
+        f"language_model.{'' if name.startswith('lm_head.') else inner}{name}": value
+        for name, value in state.items()
+    }
+
+
+def _read_file_or_folder(path: Path) -> dict[str, Tensor]:
+    return read_weights(path) if path.is_dir() else _read_file(path)
+
+
+def _read_sharded(index: Path) -> dict[str, Tensor]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise ScaError(f"{index}: not an index of weight files (no weight_map)") from None
+    state: dict[str, Tensor] = {}
+    for file_name in sorted(set(names.values())):
+        if Path(file_name).name != file_name:
+            raise ScaError(f"{index}: shard {file_name!r} is not a file name in this folder")
+        state |= _read_file(index.parent / file_name)
+    absent = sorted(names.keys() - state.keys())
+    if absent:
+        raise ScaError(f"{index}: " + _listed("named but not in the shards", absent))
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """One weight file, by its content: a pickle is read with `weights_only`."""
+    if not path.is_file():
+        raise ScaError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ScaError(f"{path}: not a safetensors file: {error}") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ScaError(
+            f"{path}: not a plain weight file (it is read with weights_only, nothing in it is "
+            f"run): {reason}"
+        ) from None
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ScaError(f"{path}: expected a state dict, a mapping from names to tensors")
+    return state
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _as_float(value: Tensor) -> Tensor:
+    # Half precision on disk is a matter of size; the run's dtype is chosen elsewhere.
+    return value.float() if value.is_floating_point() else value
+
+
+def _tensors(model: ScaModel) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _listed(what: str, names: list[str], shown: int = 6) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {what}: {', '.join(names[:shown])}{more}. "

@@ -1,0 +1,194 @@
+"""Every size of a model, read from a checkpoint's config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+
+from sca_batch.errors import ScaError
+
+__all__ = ["ARCHITECTURES", "ScaConfig", "read_config"]
+
+# The published class whose forward pass is implemented here. Every recipe of the paper uses it.
+ARCHITECTURES = ("ScaMultitaskV2Model",)
+
+TASKS = ("recognition", "caption")  # the order of the rows in `task_tokens`
+
+_LANGUAGE_CONFIGS: dict[str, type[PreTrainedConfig]] = {"gpt2": GPT2Config, "llama": LlamaConfig}
+
+# The keys that matter. A published config.json is a dump of old PretrainedConfigs with some fifty
+# more in each part, which newer releases would reject or take for generation settings.
+_VISION_KEYS = frozenset(
+    ["hidden_size", "output_channels", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout", "qkv_bias", "use_abs_pos", "use_rel_pos", "window_size", "global_attn_indexes", "num_pos_feats", "mlp_ratio", "mlp_dim"]
+)
+_PROMPT_KEYS = frozenset(
+    ["hidden_size", "image_size", "patch_size", "mask_input_channels", "num_point_embeddings", "hidden_act", "layer_norm_eps"]
+)
+_DECODER_KEYS = frozenset(
+    ["hidden_size", "hidden_act", "mlp_dim", "num_hidden_layers", "num_attention_heads", "attention_downsample_rate", "num_multimask_outputs", "iou_head_depth", "iou_head_hidden_dim", "layer_norm_eps"]
+)
+_GPT2_KEYS = frozenset(
+    ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "bos_token_id", "eos_token_id"]
+)
+_LLAMA_KEYS = frozenset(
+    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias", "head_dim", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"]
+)
+
+
+@dataclass(frozen=True)
+class ScaConfig:
+    """Sizes of one model. Defaults are the published ones: SAM ViT-H, 12 layers, 8 queries.
+
+    `mixer_layers`, `num_caption_tokens` and `num_task_tokens` default to what the paper's
+    checkpoints have, not to the reference code's defaults (2, 1, 6).
+    """
+
+    sam: SamConfig
+    text: PreTrainedConfig
+    mixer_layers: int = 12
+    num_caption_tokens: int = 8
+    num_caption_heads: int = 1
+    num_task_tokens: int = 6
+    tokenizer_name: str = ""
+    raw: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return int(self.sam.vision_config.image_size)
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the image embedding, in cells."""
+        return self.image_size // int(self.sam.vision_config.patch_size)
+
+    @property
+    def width(self) -> int:
+        """Width of prompts, queries and image embeddings."""
+        return int(self.sam.mask_decoder_config.hidden_size)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the language model's embeddings."""
+        return int(self.text.hidden_size)
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id that ends a caption."""
+        eos = self.text.eos_token_id
+        return int(eos[0] if isinstance(eos, list) else eos)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json in the published form, without the keys that carry no meaning."""
+        decoder = _chosen(self.sam.mask_decoder_config.to_dict(), _DECODER_KEYS)
+        decoder |= {
+            "additional_num_hidden_layers": self.mixer_layers,
+            "num_caption_tokens": self.num_caption_tokens,
+            "num_caption_heads": self.num_caption_heads,
+        }
+        keys = _GPT2_KEYS if self.text.model_type == "gpt2" else _LLAMA_KEYS
+        prompt = _chosen(self.sam.prompt_encoder_config.to_dict(), _PROMPT_KEYS)
+        return {
+            "architectures": [ARCHITECTURES[0]],
+            "model_type": "sca",
+            "num_task_tokens": self.num_task_tokens,
+            "use_decoder_only_language_model": True,
+            "vision_config": _chosen(self.sam.vision_config.to_dict(), _VISION_KEYS),
+            "prompt_encoder_config": prompt | {"image_embedding_size": self.grid_size},
+            "mask_caption_decoder_config": decoder,
+            "text_config": {
+                "model_type": self.text.model_type,
+                "_name_or_path": self.tokenizer_name,
+                **_chosen(self.text.to_dict(), keys),
+            },
+        }
+
+
+def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
+    """Reads a config.json that is already parsed. `where` names it in errors.
+
+    Raises:
+        ScaError: for another architecture, or a part that is missing or does not make sense.
+    """
+    architectures = raw.get("architectures") or []
+    if len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
+        raise ScaError(
+            f"{where}: architectures is {architectures}, expected one of {list(ARCHITECTURES)}; "
+            "other model classes are not supported"
+        )
+    try:
+        decoder = raw["mask_caption_decoder_config"]
+        text = raw["text_config"]
+        return ScaConfig(
+            sam=sam_config_from_dicts(raw["vision_config"], raw["prompt_encoder_config"], decoder),
+            text=text_config_from_dict(text, where=where),
+            mixer_layers=int(decoder["additional_num_hidden_layers"]),
+            num_caption_tokens=int(decoder["num_caption_tokens"]),
+            num_caption_heads=int(decoder.get("num_caption_heads", 1)),
+            num_task_tokens=int(raw["num_task_tokens"]),
+            tokenizer_name=str(text.get("_name_or_path") or ""),
+            raw=raw,
+        )
+    except KeyError as error:
+        raise ScaError(
+            f"{where}: no {error.args[0]!r}. Expected the config.json of a published SCA "
+            "checkpoint; sizes are read from it and never guessed"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ScaError(f"{where}: {error}") from None
+
+
+def sam_config_from_dicts(
+    vision: dict[str, Any], prompt_encoder: dict[str, Any], mask_decoder: dict[str, Any]
+) -> SamConfig:
+    """SAM's sizes from the three parts of a config.json; keys without meaning are left out."""
+    config = SamConfig(
+        vision_config=SamVisionConfig(**_chosen(vision, _VISION_KEYS)),
+        prompt_encoder_config=SamPromptEncoderConfig(**_chosen(prompt_encoder, _PROMPT_KEYS)),
+        mask_decoder_config=SamMaskDecoderConfig(**_chosen(mask_decoder, _DECODER_KEYS)),
+    )
+    # Unset, a transformer that is not built through a whole SamModel warns at every call. Eager is
+    # what exports to the smallest graph, and 7 tokens against an image leave little to fuse.
+    config.mask_decoder_config._attn_implementation = "eager"
+    return config
+
+
+def text_config_from_dict(raw: dict[str, Any], *, where: str) -> PreTrainedConfig:
+    """The language model's sizes; no `model_type` means GPT-2, as in the reference code."""
+    model_type = raw.get("model_type") or "gpt2"
+    if model_type not in _LANGUAGE_CONFIGS:
+        raise ScaError(
+            f"{where}: language model {model_type!r} is not supported, "
+            f"expected one of {sorted(_LANGUAGE_CONFIGS)}"
+        )
+    keys = _GPT2_KEYS if model_type == "gpt2" else _LLAMA_KEYS
+    return _LANGUAGE_CONFIGS[model_type](**_chosen(raw, keys))
+
+
+def read_config(folder: Path) -> ScaConfig:
+    """Reads `folder/config.json`."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ScaError(f"{folder}: no config.json; expected a checkpoint folder") from None
+    except ValueError as error:
+        raise ScaError(f"{path}: not valid JSON: {error}") from None
+    return config_from_dict(raw, where=str(path))
+
+
+def _chosen(raw: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    # null means "not set" in the old dumps; the classes' own defaults apply then.
+    return {key: raw[key] for key in sorted(keys) if raw.get(key) is not None}

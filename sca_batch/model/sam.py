@@ -1,0 +1,108 @@
+"""SAM's parts from `transformers`, and a mask decoder that hands out what SCA needs of it."""
+
+# Shape letters:  B images   R regions, from any number of images   S tokens of one prompt
+#                 T = 1 + M + S tokens in SAM's decoder   M mask tokens (4)   D prompt width
+#                 H, W embedding grid   N = H * W image tokens   P points in one prompt
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import SamMaskDecoderConfig
+from transformers.models.sam.modeling_sam import (
+    SamMaskDecoder,
+    SamPositionalEmbedding,
+    SamPromptEncoder,
+)
+
+__all__ = ["MaskDecoder", "encode_prompts", "position_grid"]
+
+
+class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
+    """SAM's mask decoder in three steps, so that each is run only for whom it is needed.
+
+    `forward` of the parent pairs every image with the same number of prompts, upscales masks
+    for all of them and keeps its tokens to itself. Here any regions form a batch, the predicted
+    IoU is known before masks are upscaled, and the tokens go on to the text feature mixer.
+    """
+
+    def __init__(self, config: SamMaskDecoderConfig) -> None:
+        super().__init__(config)
+
+    def fuse(
+        self, embedding_RDHW: Tensor, sparse_RSD: Tensor, dense_RDHW: Tensor, position_1DHW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Runs SAM's two-way transformer.
+
+        Returns:
+            tokens (R, T, D): IoU token, mask tokens, prompt tokens, fused with the image.
+            features (R, N, D): image tokens, fused with the prompt.
+        """
+        own_MD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens_RTD = torch.cat([own_MD.expand(len(sparse_RSD), -1, -1), sparse_RSD], dim=1)
+        fused_R1TD, features_R1ND = self.transformer(
+            point_embeddings=tokens_RTD[:, None],
+            image_embeddings=embedding_RDHW + dense_RDHW,
+            image_positional_embeddings=position_1DHW,
+            attention_similarity=None,
+        )
+        return fused_R1TD[:, 0], features_R1ND[:, 0]
+
+    def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
+        """SAM's estimate of each mask's IoU, (R, M): the single mask first, then the three."""
+        iou_RM: Tensor = self.iou_prediction_head(tokens_RTD[:, 0])
+        return iou_RM
+
+    def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+        """Low-res mask logits (R, M, 4H, 4W): the single mask first, then the three."""
+        side = round(features_RND.shape[1] ** 0.5)
+        features_RDHW = features_RND.transpose(1, 2).reshape(len(features_RND), -1, side, side)
+        upscaled = self.activation(self.upscale_layer_norm(self.upscale_conv1(features_RDHW)))
+        upscaled = self.activation(self.upscale_conv2(upscaled))
+        hyper_RMC = torch.stack(
+            [mlp(tokens_RTD[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)],
+            dim=1,
+        )
+        masks: Tensor = (hyper_RMC @ upscaled.flatten(2)).reshape(
+            *hyper_RMC.shape[:2], *upscaled.shape[2:]
+        )
+        return masks
+
+
+def encode_prompts(
+    encoder: SamPromptEncoder,
+    *,
+    boxes_R4: Tensor | None = None,
+    points_RP2: Tensor | None = None,
+    labels_RP: Tensor | None = None,
+    masks_R1HW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Encodes one prompt per region: points, a box, or both (points first), and a low-res mask.
+
+    Coordinates are pixels of the model's square frame. They stay in the dtype they come in until
+    they are normalised, float64 in the reference. Labels: 1 on, 0 off, -1 no point, -10 nothing.
+    Prompts of one batch have the same number of tokens; SAM attends to padding.
+
+    Returns:
+        sparse (R, S, D) and dense (R or 1, D, H, W).
+    """
+    if labels_RP is None and points_RP2 is not None:
+        labels_RP = torch.ones(points_RP2.shape[:2], dtype=torch.long, device=points_RP2.device)
+    sparse, dense = encoder(
+        None if points_RP2 is None else points_RP2[:, None],
+        None if labels_RP is None else labels_RP[:, None],
+        None if boxes_R4 is None else boxes_R4[:, None],
+        masks_R1HW,
+    )
+    if sparse is None:
+        raise ValueError("a prompt needs a box or points")
+    return sparse[:, 0], dense if masks_R1HW is not None else dense[:1]
+
+
+def position_grid(embedding: SamPositionalEmbedding, side: int) -> Tensor:
+    """The position code of every cell of the embedding grid, (1, D, side, side)."""
+    matrix: nn.Parameter = embedding.positional_embedding
+    centres = (torch.arange(side, device=matrix.device, dtype=matrix.dtype) + 0.5) / side
+    y_HW, x_HW = torch.meshgrid(centres, centres, indexing="ij")
+    code: Tensor = embedding(torch.stack([x_HW, y_HW], dim=-1))
+    return code.permute(2, 0, 1)[None]

@@ -1,0 +1,237 @@
+"""Segment and Caption Anything: SAM, the text feature mixer, and a language model behind it."""
+
+# Shape letters:  B images   R regions, from any number of images   H, W embedding grid
+#                 S pixels of the square input   D prompt width   N = H * W   M masks (4)
+#                 T tokens of SAM's decoder   C caption heads   Q query tokens per head
+#                 K task tokens   E width of the language model   V vocabulary   L caption ids
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.models.sam.modeling_sam import SamPromptEncoder, SamVisionEncoder
+
+from sca_batch.model.config import TASKS, ScaConfig
+from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
+from sca_batch.model.mixer import TextFeatureMixer
+from sca_batch.model.sam import MaskDecoder, encode_prompts, position_grid
+from sca_batch.model.tokenizer import CaptionTokenizer
+
+__all__ = ["RegionQueries", "ScaModel", "caption_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionQueries:
+    """What SAM and the mixer say about some regions.
+
+    `queries` (R, C, Q, D) are the mixed caption queries; `iou` (R, M) is SAM's estimate per mask
+    and `masks` (R, M, 4H, 4W) are low-res logits, where asked for: index 0 is the single mask,
+    1 to 3 the three of `multimask_output`.
+    """
+
+    queries: Tensor
+    iou: Tensor
+    masks: Tensor | None = None
+
+
+class ScaModel(nn.Module):
+    """One model of any published size: SAM ViT-B/L/H, GPT-2 or Llama, any mixer.
+
+    Segment and Caption Anything (arXiv:2312.00869), class `ScaMultitaskV2Model` of the reference
+    implementation. Every method takes and returns tensors on the model's device; pixels and
+    prompts are in the frame of the square input. With `autocast_dtype` set, matrix products run
+    in that dtype and outputs come back as float32.
+    """
+
+    def __init__(self, config: ScaConfig, tokenizer: CaptionTokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.autocast_dtype: torch.dtype | None = None
+        decoder = config.sam.mask_decoder_config
+        self.vision_encoder = SamVisionEncoder(config.sam.vision_config)
+        self.prompt_encoder = SamPromptEncoder(config.sam)
+        self.mask_decoder = MaskDecoder(decoder)
+        self.mixer = TextFeatureMixer(
+            decoder,
+            depth=config.mixer_layers,
+            num_queries=config.num_caption_heads * config.num_caption_tokens,
+        )
+        self.projection = nn.Linear(config.width, config.text_width)
+        self.task_tokens = nn.Embedding(len(TASKS) * config.num_task_tokens, config.text_width)
+        self.language_model = build_language_model(config.text)
+
+    @property
+    def device(self) -> torch.device:
+        return self.task_tokens.weight.device
+
+    def trainable_modules(self) -> dict[str, nn.Module]:
+        """What the paper trains; SAM and the language model stay frozen."""
+        return {
+            "mixer": self.mixer,
+            "projection": self.projection,
+            "task_tokens": self.task_tokens,
+        }
+
+    def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
+        """Normalised, padded pixels -> image embeddings (B, D, H, W), float32."""
+        with self._autocast():
+            embedding: Tensor = self.vision_encoder(pixels_B3SS).last_hidden_state
+        return embedding.float()
+
+    def fuse_prompts(
+        self,
+        embedding_BDHW: Tensor,
+        *,
+        image_R: Tensor | None = None,
+        boxes_R4: Tensor | None = None,
+        points_RP2: Tensor | None = None,
+        labels_RP: Tensor | None = None,
+        masks_R1HW: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, D).
+
+        `image_R` says which image each region is of, int64; without it there is one image. See
+        `encode_prompts` for the prompts.
+        """
+        with self._autocast():
+            sparse_RSD, dense = encode_prompts(
+                self.prompt_encoder,
+                boxes_R4=boxes_R4,
+                points_RP2=points_RP2,
+                labels_RP=labels_RP,
+                masks_R1HW=masks_R1HW,
+            )
+            if image_R is None:
+                image_R = torch.zeros(len(sparse_RSD), dtype=torch.long, device=sparse_RSD.device)
+            tokens_RTD, features_RND = self.mask_decoder.fuse(
+                embedding_BDHW.index_select(0, image_R), sparse_RSD, dense, self.position_code()
+            )
+        return tokens_RTD.float(), features_RND.float()
+
+    def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
+        """SAM's estimate of each mask's IoU, (R, M)."""
+        with self._autocast():
+            return self.mask_decoder.predict_iou(tokens_RTD).float()
+
+    def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+        """Low-res mask logits (R, M, 4H, 4W)."""
+        with self._autocast():
+            return self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
+
+    def mix(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+        """The text feature mixer: caption queries (R, C, Q, D)."""
+        with self._autocast():
+            position_1ND = self.position_code().flatten(2).transpose(1, 2)
+            queries_RQD = self.mixer(tokens_RTD, features_RND, position_1ND)
+        heads = self.config.num_caption_heads
+        return queries_RQD.float().reshape(len(queries_RQD), heads, -1, queries_RQD.shape[-1])
+
+    def region_queries(
+        self,
+        embedding_BDHW: Tensor,
+        *,
+        image_R: Tensor | None = None,
+        boxes_R4: Tensor | None = None,
+        points_RP2: Tensor | None = None,
+        labels_RP: Tensor | None = None,
+        masks_R1HW: Tensor | None = None,
+        with_masks: bool = False,
+    ) -> RegionQueries:
+        """Caption queries of some regions, and SAM's masks and IoU with them.
+
+        Prompts are boxes (R, 4) as x0, y0, x1, y1, points (R, P, 2) with labels (R, P), both, and
+        low-res mask logits (R, 1, 4H, 4W); all regions of one call have the same kinds.
+        """
+        tokens_RTD, features_RND = self.fuse_prompts(
+            embedding_BDHW,
+            image_R=image_R,
+            boxes_R4=boxes_R4,
+            points_RP2=points_RP2,
+            labels_RP=labels_RP,
+            masks_R1HW=masks_R1HW,
+        )
+        return RegionQueries(
+            queries=self.mix(tokens_RTD, features_RND),
+            iou=self.predict_iou(tokens_RTD),
+            masks=self.predict_masks(tokens_RTD, features_RND) if with_masks else None,
+        )
+
+    def prefix(self, queries_RCQD: Tensor, tasks: str | Sequence[str] = "caption") -> Tensor:
+        """What the language model is shown, (R * C, K + Q, E): task tokens, then the queries.
+
+        `tasks` is one task for all regions, or one per region.
+        """
+        task_R = self._task_ids(tasks, len(queries_RCQD))
+        with self._autocast():
+            projected = self.projection(queries_RCQD.flatten(0, 1))
+        tokens_TKE = self.task_tokens.weight.reshape(len(TASKS), -1, self.config.text_width)
+        task_RKE = tokens_TKE[task_R.repeat_interleave(queries_RCQD.shape[1])]
+        return torch.cat([task_RKE, projected.float()], dim=1)
+
+    def caption_logits(
+        self, prefix_RPE: Tensor, ids_RL: Tensor, attention_RL: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: logits (R, P + L, V) and the embeddings (R, P + L, E) they came from.
+
+        `attention_RL` is 1 on caption ids and 0 on right padding.
+        """
+        embedded = self.language_model.get_input_embeddings()(ids_RL)
+        inputs = torch.cat([prefix_RPE, embedded], dim=1)
+        mask = torch.cat([attention_RL.new_ones(prefix_RPE.shape[:2]), attention_RL], dim=1)
+        with self._autocast():
+            output = self.language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+        return output.logits.float(), inputs
+
+    def generate(
+        self,
+        queries_RCQD: Tensor,
+        *,
+        tasks: str | Sequence[str] = "caption",
+        num_beams: int = 3,
+        max_new_tokens: int = 19,
+        num_kept: int = 1,
+    ) -> list[list[list[Hypothesis]]]:
+        """Captions as ids: for each region, for each caption head, the `num_kept` best beams."""
+        heads = self.config.num_caption_heads
+        settings = {"max_new_tokens": max_new_tokens, "eos_token_id": self.config.eos_token_id}
+        with self._autocast(), torch.inference_mode():
+            prefix = self.prefix(queries_RCQD, tasks)
+            if num_beams == 1:
+                rows = greedy_search(self.language_model, prefix, **settings)
+            else:
+                rows = beam_search(
+                    self.language_model, prefix, num_beams=num_beams, num_kept=num_kept, **settings
+                )
+        return [rows[i : i + heads] for i in range(0, len(rows), heads)]
+
+    def position_code(self) -> Tensor:
+        """The position code of the embedding grid, (1, D, H, W)."""
+        return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
+
+    def _task_ids(self, tasks: str | Sequence[str], num_regions: int) -> Tensor:
+        names = [tasks] * num_regions if isinstance(tasks, str) else list(tasks)
+        return torch.tensor([TASKS.index(name) for name in names], device=self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def caption_loss(logits_RPV: Tensor, labels_RL: Tensor, *, label_smoothing: float = 0.1) -> Tensor:
+    """Cross entropy of captions, mean over all tokens of the batch that count (float32).
+
+    `labels_RL` are caption ids with -100 at padding, without the extra -100 that the reference
+    puts in front: the last query token predicts the first caption token, and nothing is
+    predicted from the last position.
+    """
+    length = labels_RL.shape[1]
+    predicted = logits_RPV[:, -(length + 1) : -1].float()
+    return nn.functional.cross_entropy(
+        predicted.flatten(0, 1), labels_RL.flatten(), label_smoothing=label_smoothing
+    )

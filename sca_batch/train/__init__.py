@@ -1,0 +1,1 @@
+"""Training: composed scenes and their art, recipes, examples, and the loop."""
