@@ -23,6 +23,7 @@ __all__ = [
     "looks_like_image",
     "preprocess",
     "read_image",
+    "to_rgb",
 ]
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
@@ -78,7 +79,7 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
                         "too_large",
                         f"{width:,} x {height:,} pixels are more than --max-pixels {max_pixels:,}",
                     )
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+                return to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -91,7 +92,12 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
         raise ImageError(code, text) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> UInt8Image:
+    """A Pillow image of any mode as RGB uint8 (H, W, 3), its EXIF orientation applied."""
+    return np.asarray(_without_alpha(ImageOps.exif_transpose(image)))
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         samples = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip(samples >> 8, 0, 255).astype(np.uint8))
@@ -127,7 +133,7 @@ def looks_like_image(path: Path) -> bool:
                 return True
     except Image.DecompressionBombError:
         return True
-    except Exception:  # a folder listing must not stop at a file that upsets an image library
+    except (OSError, ValueError):  # Pillow turns what its format readers raise into these two
         return False
 
 

@@ -1,0 +1,85 @@
+"""The `sca` command: one group, logging, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from sca_batch import __version__
+from sca_batch.errors import EXIT_BUG, EXIT_INTERRUPTED, ScaError
+
+__all__ = ["cli", "main"]
+
+# Resolved when chosen: `sca --help` answers without torch, and a broken optional package stops
+# only the command that needs it.
+COMMANDS = {
+    "caption": "sca_batch.cli.caption:caption",
+    "draw": "sca_batch.cli.draw:draw",
+    "doctor": "sca_batch.cli.doctor:doctor",
+    "model": "sca_batch.cli.model:model",
+    "train": "sca_batch.cli.train:train",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are looked at."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sca")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+def cli(quiet: bool, verbose: bool) -> None:
+    """Find every region of your images and describe each one in words.
+
+    Regions come from Segment Anything's automatic mask generation, sentences from Segment and
+    Caption Anything (CVPR 2024). Captions, masks and scores are written as Parquet and
+    COCO-style JSON.
+
+    \b
+    Start here:
+      sca caption ./images           caption a folder with the bundled model
+      sca draw images-captions 1     look at the result for one image
+      sca model list                 models that can be used
+    """
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
+    for name in ("PIL", "urllib3", "httpx", "httpcore", "filelock", "fsspec", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line and exits with the code that its contract names."""
+    try:
+        code: Any = cli.main(args=args, prog_name="sca", standalone_mode=False)
+    except ScaError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has left (`sca ... | head`); nothing is wrong.
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception:  # the outermost frame: a bug is a traceback and its own exit code
+        logging.getLogger(__name__).exception("This is a bug in sca; please report it.")
+        sys.exit(EXIT_BUG)
+    sys.exit(code if isinstance(code, int) else 0)

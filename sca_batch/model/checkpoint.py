@@ -5,12 +5,17 @@ Nothing here executes what it reads: safetensors, or torch's pickle with `weight
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +40,8 @@ __all__ = [
     "published_name",
     "published_state",
     "save_checkpoint",
+    "stored_dtypes",
+    "weight_files",
     "weights_digest",
 ]
 
@@ -46,9 +53,17 @@ _PREFIXES = (
 )
 # What the paper trains, under published names.
 _TRAINED = (*(theirs for _, theirs in _PREFIXES), "task_tokens.")
+_NOT_SAM = (*_TRAINED, "language_model.")
 _POSITION = "prompt_encoder.shared_embedding.positional_embedding"
 _POSITION_TWIN = "shared_image_embedding.positional_embedding"
-_LM_HEAD, _LM_EMBEDDING = "language_model.lm_head.weight", "language_model.transformer.wte.weight"
+_LM_HEAD = "language_model.lm_head.weight"
+_LM_EMBEDDING = {
+    "gpt2": "language_model.transformer.wte.weight",
+    "llama": "language_model.model.embed_tokens.weight",
+}
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # What older releases of transformers stored and newer ones recompute.
 _LEGACY = re.compile(
@@ -82,6 +97,20 @@ _SEGMENT_ANYTHING = (
 )
 
 
+# What torch's unpickler raises on files that are cut off, are something else, or hold code.
+_BAD_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+)
+
+
 def published_name(name: str) -> str:
     """The published name of one of our parameters."""
     for ours, theirs in _PREFIXES:
@@ -108,37 +137,46 @@ def load_checkpoint(folder: Path) -> ScaModel:
 def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes `config.json` and `model.safetensors` in the published format."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    (folder / "config.json").write_text(config, encoding="utf-8")
     state = published_state(model)
     if dtype is not None:
         state = {name: value.to(dtype) for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    # Each file gets its name when it is whole: a run that is stopped here leaves the old one.
+    writing = folder / f".model-{os.getpid()}.safetensors"
+    save_file(state, writing, metadata={"format": "pt"})
+    writing.replace(folder / "model.safetensors")
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
 
 
-def published_state(model: ScaModel) -> dict[str, Tensor]:
-    """The state dict under published names; shared tensors stand once."""
+def published_state(model: ScaModel, *, with_ties: bool = False) -> dict[str, Tensor]:
+    """The state dict under published names; shared tensors stand once unless `with_ties`.
+
+    Of the position code's two names the outer one stays, as in files of the reference's
+    `save_pretrained`; of a tied language model the embedding.
+    """
     state = {published_name(name): value for name, value in model.state_dict().items()}
-    if model.language_model.config.tie_word_embeddings:
-        state.pop(_LM_HEAD, None)
+    state[_POSITION_TWIN] = state[_POSITION] if with_ties else state.pop(_POSITION)
+    if model.language_model.config.tie_word_embeddings and not with_ties:
+        state.pop(_LM_HEAD)
     return {name: value.detach().contiguous() for name, value in state.items()}
 
 
 def compose(
-    sam: Path, language_model: Path, mixer: Path, *, num_caption_heads: int = 1
+    sam: Path, language_model: Path, mixer: Path, *, num_caption_heads: int | None = None
 ) -> ScaModel:
     """Puts a model together from SAM, a language model and the trained part.
 
     `sam` is a folder in the layout of transformers or one of segment_anything's `.pth` files;
     `mixer` holds the mixer, projection and task tokens under published names (a whole checkpoint
-    will do). Sizes of the trained part are read from its shapes.
+    will do). Sizes of the trained part are read from its shapes, but for the number of caption
+    heads, which shapes do not show: it is that of a config.json beside the mixer, or 1.
     """
     sam_config, sam_state = _read_sam(sam)
     text_path = language_model / "config.json"
-    if not text_path.is_file():
-        raise ScaError(f"{language_model}: no config.json; expected a language model's folder")
-    text_raw = json.loads(text_path.read_text(encoding="utf-8"))
+    text_raw = _read_json(text_path, "a language model's folder")
     text_state = _language_names(read_weights(language_model))
+    if num_caption_heads is None:
+        num_caption_heads = _caption_heads_beside(mixer)
     own = {
         name: value
         for name, value in _read_file_or_folder(mixer).items()
@@ -175,17 +213,37 @@ def compose(
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder: safetensors or torch pickle, single or sharded by an index."""
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        index = folder / index_name
-        if index.is_file():
-            return _read_sharded(index)
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        state |= _read_file(path)
+    named = _indexed_names(folder)
+    absent = sorted(named.keys() - state.keys())
+    if absent:
+        raise ScaError(f"{folder}: " + _listed("named in the index but not in the shards", absent))
+    return state
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `read_weights` reads: the shards of an index, or the single file."""
+    shards = sorted(set(_indexed_names(folder).values()))
+    if shards:
+        return [folder / name for name in shards]
+    for name in _SINGLE_FILES:
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return [folder / name]
     raise ScaError(
         f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or an index of "
         "their shards"
     )
+
+
+def stored_dtypes(path: Path) -> dict[str, int]:
+    """Number of parameters of each dtype in one weight file, as they are on disk."""
+    counts: dict[str, int] = {}
+    for value in _read_file(path).values():  # mapped, so that nothing is read yet
+        name = str(value.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + value.numel()
+    return counts
 
 
 def weights_digest(model: ScaModel) -> str:
@@ -210,25 +268,32 @@ def _assemble(
     *,
     where: str,
 ) -> ScaModel:
+    if config.text.tie_word_embeddings and _is_untied(state, config):
+        # As the reference would: it loads both tensors and never ties them again.
+        text = copy.deepcopy(config.text)
+        text.tie_word_embeddings = False
+        config = dataclasses.replace(config, text=text)
     model = build_empty(config)
-    own = _own_names(state, model, tied=bool(config.text.tie_word_embeddings))
+    own = _own_names(state, config, where=where)
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - own.keys()), sorted(own.keys() - expected.keys())
     if missing or unexpected:
         raise ScaError(
             f"{where}: the weights do not match config.json. "
             + _listed("missing", [published_name(name) for name in missing])
-            + _listed("unexpected", unexpected)
+            + _listed("unexpected", [published_name(name) for name in unexpected])
             + "Nothing is left at random: use the config.json that belongs to these weights"
         )
     misfits = [
-        f"{published_name(name)} is {tuple(own[name].shape)}, expected {tuple(value.shape)}"
+        f"{published_name(name)} is {_described(own[name])}, expected {tuple(value.shape)}"
         for name, value in expected.items()
-        if own[name].shape != value.shape
+        if own[name].shape != value.shape or not own[name].is_floating_point()
     ]
     if misfits:
-        raise ScaError(f"{where}: {'; '.join(misfits[:4])}. Sizes come from config.json")
-    model.load_state_dict({name: _as_float(value) for name, value in own.items()}, assign=True)
+        more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+        raise ScaError(f"{where}: {'; '.join(misfits[:4])}{more}. Sizes come from config.json")
+    # Half precision on disk is a matter of size; the run's dtype is chosen elsewhere.
+    model.load_state_dict({name: value.float() for name, value in own.items()}, assign=True)
     if config.text.tie_word_embeddings:
         model.language_model.tie_weights()
     restore_buffers(model.language_model, torch.device("cpu"))
@@ -238,41 +303,56 @@ def _assemble(
     return model.requires_grad_(False).eval()
 
 
-def _own_names(state: Mapping[str, Tensor], model: ScaModel, *, tied: bool) -> dict[str, Tensor]:
+def _own_names(state: Mapping[str, Tensor], config: ScaConfig, *, where: str) -> dict[str, Tensor]:
     """Published names to ours, with the twins, ties and leftovers of old files sorted out."""
-    own: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if _LEGACY.match(name):
-            continue
-        if name == _POSITION_TWIN:
-            # Both names hold one tensor; files written by save_pretrained drop either of them.
-            own.setdefault(_POSITION, value)
-            continue
-        for ours, theirs in _PREFIXES:
-            if name.startswith(theirs):
-                name = ours + name[len(theirs) :]
-                break
-        own[name] = value
-    if tied and _LM_EMBEDDING not in own and _LM_HEAD in own:
-        own[_LM_EMBEDDING] = own[_LM_HEAD]
-    if tied:
-        embedding = next(
-            (n for n in (_LM_EMBEDDING, "language_model.model.embed_tokens.weight") if n in own),
-            None,
-        )
-        if embedding is not None and _LM_HEAD in model.state_dict():
+    own = {
+        _own_name(name): value
+        for name, value in state.items()
+        if not _LEGACY.match(name) and name != _POSITION_TWIN
+    }
+    if _POSITION_TWIN in state:
+        # Both names hold one tensor; files written by save_pretrained drop either of them.
+        twin = state[_POSITION_TWIN]
+        if not torch.equal(own.setdefault(_POSITION, twin), twin):
+            raise ScaError(f"{where}: {_POSITION} and {_POSITION_TWIN} differ; expected one tensor")
+    if config.text.tie_word_embeddings:
+        embedding = _LM_EMBEDDING[config.text.model_type]
+        if embedding in own:
             own.setdefault(_LM_HEAD, own[embedding])
+        elif _LM_HEAD in own:
+            own[embedding] = own[_LM_HEAD]
     return own
+
+
+def _own_name(name: str) -> str:
+    for ours, theirs in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
+
+
+def _is_untied(state: Mapping[str, Tensor], config: ScaConfig) -> bool:
+    embedding, head = state.get(_LM_EMBEDDING[config.text.model_type]), state.get(_LM_HEAD)
+    return embedding is not None and head is not None and not torch.equal(embedding, head)
+
+
+def _caption_heads_beside(mixer: Path) -> int:
+    folder = mixer if mixer.is_dir() else mixer.parent
+    if not (folder / "config.json").is_file():
+        return 1
+    raw = _read_json(folder / "config.json", "a checkpoint folder")
+    return int((raw.get("mask_caption_decoder_config") or {}).get("num_caption_heads", 1))
 
 
 def _read_sam(path: Path) -> tuple[SamConfig, dict[str, Tensor]]:
     if path.is_dir():
-        raw_path = path / "config.json"
-        if not raw_path.is_file():
-            raise ScaError(f"{path}: no config.json; expected SAM in the layout of transformers")
-        raw = json.loads(raw_path.read_text(encoding="utf-8"))
-        parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
-        return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), read_weights(path)
+        raw = _read_json(path / "config.json", "SAM in the layout of transformers")
+        # An SCA checkpoint is SAM as well; what it adds to the decoder is not looked at.
+        decoder = "mask_caption_decoder_config"
+        decoder = decoder if decoder in raw else "mask_decoder_config"
+        parts = ("vision_config", "prompt_encoder_config", decoder)
+        state = {n: v for n, v in read_weights(path).items() if not n.startswith(_NOT_SAM)}
+        return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), state
     state = {_renamed(name): value for name, value in _read_file(path).items()}
     return _sam_config_from_shapes(state, path), state
 
@@ -305,7 +385,9 @@ def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfi
 def _language_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A language model's own files to their place in an SCA checkpoint."""
     bare = not any(name.startswith(("transformer.", "model.")) for name in state)
-    inner = "transformer." if bare and "wte.weight" in state else ""
+    inner = ""
+    if bare:
+        inner = "transformer." if "wte.weight" in state else "model."
     return {
         f"language_model.{'' if name.startswith('lm_head.') else inner}{name}": value
         for name, value in state.items()
@@ -316,20 +398,30 @@ def _read_file_or_folder(path: Path) -> dict[str, Tensor]:
     return read_weights(path) if path.is_dir() else _read_file(path)
 
 
-def _read_sharded(index: Path) -> dict[str, Tensor]:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise ScaError(f"{index}: not an index of weight files (no weight_map)") from None
-    state: dict[str, Tensor] = {}
-    for file_name in sorted(set(names.values())):
-        if Path(file_name).name != file_name:
+def _indexed_names(folder: Path) -> dict[str, str]:
+    """Tensor name to shard file; empty where there is no index."""
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is None:
+        return {}
+    names = _read_json(index, "an index of weight files").get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ScaError(f"{index}: not an index of weight files (no weight_map)")
+    for file_name in names.values():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise ScaError(f"{index}: shard {file_name!r} is not a file name in this folder")
-        state |= _read_file(index.parent / file_name)
-    absent = sorted(names.keys() - state.keys())
-    if absent:
-        raise ScaError(f"{index}: " + _listed("named but not in the shards", absent))
-    return state
+    return names
+
+
+def _read_json(path: Path, expected: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ScaError(f"{path.parent}: no {path.name}; expected {expected}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ScaError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ScaError(f"{path}: not a JSON object; expected {expected}")
+    return raw
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -344,8 +436,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             raise ScaError(f"{path}: not a safetensors file: {error}") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except _BAD_PICKLE as error:
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ScaError(
             f"{path}: not a plain weight file (it is read with weights_only, nothing in it is "
             f"run): {reason}"
@@ -361,9 +453,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _as_float(value: Tensor) -> Tensor:
-    # Half precision on disk is a matter of size; the run's dtype is chosen elsewhere.
-    return value.float() if value.is_floating_point() else value
+def _described(value: Tensor) -> str:
+    dtype = "" if value.is_floating_point() else f" of {value.dtype}".replace("torch.", "")
+    return f"{tuple(value.shape)}{dtype}"
 
 
 def _tensors(model: ScaModel) -> Iterable[tuple[str, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     GPT2Config,
     LlamaConfig,
@@ -23,6 +24,7 @@ __all__ = ["ARCHITECTURES", "ScaConfig", "read_config"]
 
 # The published class whose forward pass is implemented here. Every recipe of the paper uses it.
 ARCHITECTURES = ("ScaMultitaskV2Model",)
+_TIMM_ARCHITECTURE = "ScaTimmMultitaskV2Model"
 
 TASKS = ("recognition", "caption")  # the order of the rows in `task_tokens`
 
@@ -31,19 +33,96 @@ _LANGUAGE_CONFIGS: dict[str, type[PreTrainedConfig]] = {"gpt2": GPT2Config, "lla
 # The keys that matter. A published config.json is a dump of old PretrainedConfigs with some fifty
 # more in each part, which newer releases would reject or take for generation settings.
 _VISION_KEYS = frozenset(
-    ["hidden_size", "output_channels", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout", "qkv_bias", "use_abs_pos", "use_rel_pos", "window_size", "global_attn_indexes", "num_pos_feats", "mlp_ratio", "mlp_dim"]
+    [
+        "hidden_size",
+        "output_channels",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_channels",
+        "image_size",
+        "patch_size",
+        "hidden_act",
+        "layer_norm_eps",
+        "attention_dropout",
+        "qkv_bias",
+        "use_abs_pos",
+        "use_rel_pos",
+        "window_size",
+        "global_attn_indexes",
+        "num_pos_feats",
+        "mlp_ratio",
+        "mlp_dim",
+    ]
 )
 _PROMPT_KEYS = frozenset(
-    ["hidden_size", "image_size", "patch_size", "mask_input_channels", "num_point_embeddings", "hidden_act", "layer_norm_eps"]
+    [
+        "hidden_size",
+        "image_size",
+        "patch_size",
+        "mask_input_channels",
+        "num_point_embeddings",
+        "hidden_act",
+        "layer_norm_eps",
+    ]
 )
 _DECODER_KEYS = frozenset(
-    ["hidden_size", "hidden_act", "mlp_dim", "num_hidden_layers", "num_attention_heads", "attention_downsample_rate", "num_multimask_outputs", "iou_head_depth", "iou_head_hidden_dim", "layer_norm_eps"]
+    [
+        "hidden_size",
+        "hidden_act",
+        "mlp_dim",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "attention_downsample_rate",
+        "num_multimask_outputs",
+        "iou_head_depth",
+        "iou_head_hidden_dim",
+        "layer_norm_eps",
+    ]
 )
 _GPT2_KEYS = frozenset(
-    ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "bos_token_id", "eos_token_id"]
+    [
+        "vocab_size",
+        "n_positions",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "activation_function",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "reorder_and_upcast_attn",
+        "bos_token_id",
+        "eos_token_id",
+        "tie_word_embeddings",
+    ]
 )
 _LLAMA_KEYS = frozenset(
-    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "attention_dropout", "mlp_bias", "head_dim", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"]
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "hidden_act",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "attention_bias",
+        "attention_dropout",
+        "mlp_bias",
+        "head_dim",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "tie_word_embeddings",
+    ]
 )
 
 
@@ -98,7 +177,6 @@ class ScaConfig:
             "num_caption_tokens": self.num_caption_tokens,
             "num_caption_heads": self.num_caption_heads,
         }
-        keys = _GPT2_KEYS if self.text.model_type == "gpt2" else _LLAMA_KEYS
         prompt = _chosen(self.sam.prompt_encoder_config.to_dict(), _PROMPT_KEYS)
         return {
             "architectures": [ARCHITECTURES[0]],
@@ -111,7 +189,7 @@ class ScaConfig:
             "text_config": {
                 "model_type": self.text.model_type,
                 "_name_or_path": self.tokenizer_name,
-                **_chosen(self.text.to_dict(), keys),
+                **_text_dict(self.text),
             },
         }
 
@@ -122,10 +200,15 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
     Raises:
         ScaError: for another architecture, or a part that is missing or does not make sense.
     """
-    architectures = raw.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
+    architectures = raw.get("architectures") if isinstance(raw, dict) else None
+    if architectures == [_TIMM_ARCHITECTURE]:
         raise ScaError(
-            f"{where}: architectures is {architectures}, expected one of {list(ARCHITECTURES)}; "
+            f"{where}: {_TIMM_ARCHITECTURE} (a timm image encoder) is not supported yet; "
+            f"expected {' or '.join(ARCHITECTURES)}"
+        )
+    if architectures not in [[name] for name in ARCHITECTURES]:
+        raise ScaError(
+            f"{where}: architectures is {architectures}, expected {[ARCHITECTURES[0]]}; "
             "other model classes are not supported"
         )
     try:
@@ -146,8 +229,8 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
             f"{where}: no {error.args[0]!r}. Expected the config.json of a published SCA "
             "checkpoint; sizes are read from it and never guessed"
         ) from None
-    except (TypeError, ValueError) as error:
-        raise ScaError(f"{where}: {error}") from None
+    except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ScaError(f"{where}: {_one_line(error)}") from None
 
 
 def sam_config_from_dicts(
@@ -173,8 +256,16 @@ def text_config_from_dict(raw: dict[str, Any], *, where: str) -> PreTrainedConfi
             f"{where}: language model {model_type!r} is not supported, "
             f"expected one of {sorted(_LANGUAGE_CONFIGS)}"
         )
-    keys = _GPT2_KEYS if model_type == "gpt2" else _LLAMA_KEYS
-    return _LANGUAGE_CONFIGS[model_type](**_chosen(raw, keys))
+    chosen = _chosen(raw, _GPT2_KEYS if model_type == "gpt2" else _LLAMA_KEYS)
+    if isinstance(chosen.get("rope_scaling"), dict):
+        # Up to 4.42 the kind was called `type`, which newer releases do not count as known.
+        scaling = dict(chosen["rope_scaling"])
+        kind = scaling.pop("type", "default")
+        chosen["rope_scaling"] = {"rope_type": kind} | scaling
+    try:
+        return _LANGUAGE_CONFIGS[model_type](**chosen)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ScaError(f"{where}: language model: {_one_line(error)}") from None
 
 
 def read_config(folder: Path) -> ScaConfig:
@@ -187,6 +278,23 @@ def read_config(folder: Path) -> ScaConfig:
     except ValueError as error:
         raise ScaError(f"{path}: not valid JSON: {error}") from None
     return config_from_dict(raw, where=str(path))
+
+
+def _text_dict(config: PreTrainedConfig) -> dict[str, Any]:
+    """The keys that matter, rotary settings under the names that older releases read too."""
+    raw = config.to_dict()
+    chosen = _chosen(raw, _GPT2_KEYS if config.model_type == "gpt2" else _LLAMA_KEYS)
+    rope = dict(chosen.pop("rope_parameters", {}))
+    if rope:
+        chosen["rope_theta"] = rope.pop("rope_theta")
+        kind = rope.pop("rope_type", "default")
+        if kind != "default":
+            chosen["rope_scaling"] = {"type": kind, **rope}
+    return chosen
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _chosen(raw: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:

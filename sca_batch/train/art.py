@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sca_batch.errors import MissingPackage, ScaError
+from sca_batch.errors import MissingPackageError, ScaError
 
 ICON_PX = 128
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
@@ -183,7 +183,7 @@ def fetch_package(package: Package, folder: Path) -> Path:
         return archive
     wanted = f"{package.npm_name}@{package.version}"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = ["npm", "pack", wanted, "--silent", "--pack-destination", scratch]
+        command = ["npm", "pack", wanted, "--loglevel=error", "--pack-destination", scratch]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         except FileNotFoundError as error:
@@ -192,9 +192,10 @@ def fetch_package(package: Package, folder: Path) -> Path:
                 f"Install Node.js (it brings npm), or copy {package.file_name} into that folder."
             ) from error
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            said = str(error.stderr or error).strip().splitlines()
+            # npm's first line has the error code; its last only points to a log file.
+            reason = str(error.stderr or error).strip().splitlines()[0]
             raise ScaError(
-                f"npm could not fetch the training art {wanted}: {said[-1] if said else error}. "
+                f"npm could not fetch the training art {wanted}: {reason}. "
                 f"Check the network with: npm view {wanted} version; "
                 f"or copy {package.file_name} into {folder}."
             ) from error
@@ -213,7 +214,7 @@ def _draw_svg(archive: Path, icons: list[IconName]) -> list[NDArray[np.uint8]]:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingPackage(
+        raise MissingPackageError(
             "resvg-py", "Drawing the training art", "pip install resvg-py"
         ) from error
     with tarfile.open(archive) as tar:
@@ -279,8 +280,9 @@ def _read_member(tar: tarfile.TarFile, name: str, archive: Path) -> bytes:
 
 def _decode_rgba(encoded: bytes) -> NDArray[np.uint8]:
     bgra = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert bgra is not None and bgra.ndim == 3 and bgra.shape[2] == 4, "expected an RGBA picture"
-    return cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA).astype(np.uint8)
+    assert bgra is not None, "expected a picture"
+    assert bgra.shape[2:] == (4,), "expected an alpha channel"
+    return np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8)
 
 
 def _resize_rgba(rgba: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

@@ -1,0 +1,117 @@
+"""Captions for one image at a time, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sca_batch.boxes import is_box
+from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.errors import ScaError
+from sca_batch.images import DecodedImage, read_image, to_rgb
+from sca_batch.model.sca import ScaModel
+from sca_batch.model.zoo import load_model
+from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.records import ImageRecord, ImageRef, Prompt
+from sca_batch.regions.automatic import AutomaticMaskSettings
+
+__all__ = ["caption"]
+
+AnyImage = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+Boxes = Sequence[Sequence[float]] | npt.NDArray[np.floating]
+Points = Sequence[Sequence[float]] | npt.NDArray[np.floating]
+
+
+def caption(
+    image: AnyImage,
+    boxes: Boxes | None = None,
+    points: Points | None = None,
+    *,
+    model: ScaModel | str = "sca-tiny",
+    prompt: Literal["box", "point"] = "box",
+    task: Literal["caption", "recognition"] = "caption",
+    num_beams: int = 3,
+    max_new_tokens: int = 19,
+    automatic: AutomaticMaskSettings | None = None,
+) -> ImageRecord:
+    """Captions the regions of one image.
+
+    Args:
+        image: a path, a PIL image, or a uint8 array (H, W, 3), RGB.
+        boxes: x0, y0, x1, y1 in pixels, one region each.
+        points: x, y in pixels, one region each, after those of the boxes. Without boxes and
+            points regions are proposed by automatic mask generation, with `automatic`'s settings.
+        model: from `load_model`, or a name that it knows; a name's model is kept for the next call.
+
+    Returns:
+        The record: `record.regions[i].caption.text` and `record.regions[i].region`.
+
+    Raises:
+        ScaError: for boxes or points that are none, and for models that cannot be loaded.
+        ImageError: for an image that cannot be read.
+
+    Example:
+        >>> from sca_batch import caption
+        >>> record = caption("manifests/images/scene-1.png", boxes=[[20, 30, 120, 140]])
+        >>> len(record.regions)
+        1
+    """
+    loaded = _loaded(model) if isinstance(model, str) else model
+    settings = CaptionSettings(
+        task=task, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens
+    )
+    regions = RegionSettings(
+        automatic=automatic or AutomaticMaskSettings(), keep_crop_embeddings=prompt == "point"
+    )
+    pipeline = Pipeline(loaded, ScaCaptioner(loaded, settings), regions, BatchSettings())
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+    ref = ImageRef(
+        image_id=1,
+        key=name,
+        uri=name,
+        file_name=Path(name).name,
+        prompts=_prompts(boxes, points),
+    )
+    return pipeline.run_one(ref, _decoded(image))
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> ScaModel:
+    return load_model(name)
+
+
+def _decoded(image: AnyImage) -> DecodedImage:
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image))
+    if isinstance(image, Image.Image):
+        rgb = to_rgb(image)
+    elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        rgb = np.ascontiguousarray(image)
+    else:
+        raise ScaError(
+            f"image is an array of {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB"
+        )
+    return DecodedImage(rgb, hashlib.sha256(rgb.tobytes()).hexdigest())
+
+
+def _prompts(boxes: Boxes | None, points: Points | None) -> tuple[Prompt, ...] | None:
+    if boxes is None and points is None:
+        return None
+    prompts = []
+    for i, box in enumerate([] if boxes is None else np.asarray(boxes, dtype=float).tolist()):
+        if not is_box(box) or box[2] < box[0] or box[3] < box[1]:
+            raise ScaError(f"boxes[{i}] is {box}; expected x0, y0, x1, y1 in pixels")
+        prompts.append(Prompt(box_xyxy=tuple(box)))
+    for i, point in enumerate([] if points is None else np.asarray(points, dtype=float).tolist()):
+        if len(point) != 2 or not np.isfinite(point).all():
+            raise ScaError(f"points[{i}] is {point}; expected x, y in pixels")
+        prompts.append(Prompt(points_xy=((point[0], point[1]),), labels=(1,)))
+    return tuple(prompts)

@@ -1,0 +1,125 @@
+"""Captions by Segment and Caption Anything, batched over the regions of several images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sca_batch.captioners import EncodedImage
+from sca_batch.errors import ScaError
+from sca_batch.model.language import Hypothesis
+from sca_batch.model.sca import ScaModel
+from sca_batch.records import Caption
+from sca_batch.regions.proposal import (
+    ModelPrompt,
+    Proposal,
+    batches_by_layout,
+    prompt_tensors,
+    proposal_prompts,
+)
+
+__all__ = ["CaptionSettings", "ScaCaptioner"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSettings:
+    """What captions depend on, with the defaults of the published evaluation.
+
+    `max_new_tokens` 19 is the reference's `max_length` 20, which counts a token that is never
+    shown to the model. `captions_per_region` best beams are kept. `prompt` is what a proposed
+    region is captioned from; a given one is prompted with what was given.
+    """
+
+    task: Literal["caption", "recognition"] = "caption"
+    prompt: Literal["box", "point"] = "box"
+    num_beams: int = 3
+    max_new_tokens: int = 19
+    captions_per_region: int = 1
+
+    def __post_init__(self) -> None:
+        if self.captions_per_region > self.num_beams:
+            raise ScaError(
+                f"--captions-per-region {self.captions_per_region} is more than the "
+                f"{self.num_beams} beams; add --num-beams {self.captions_per_region}"
+            )
+
+
+class ScaCaptioner:
+    """One model and its settings. A batch is `batch_size` regions, whatever images they are of."""
+
+    needs_embedding = True
+
+    def __init__(self, model: ScaModel, settings: CaptionSettings, *, batch_size: int = 32) -> None:
+        if model.tokenizer is None:
+            raise ScaError(
+                "this model has no tokenizer; copy tokenizer.json (or GPT-2's vocab.json and "
+                "merges.txt, or OpenLLaMA's tokenizer.model) beside its weights"
+            )
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.settings = settings
+        self.batch_size = batch_size
+
+    @torch.inference_mode()
+    def caption(
+        self, images: Sequence[EncodedImage], regions: Sequence[Sequence[Proposal]]
+    ) -> list[list[Caption]]:
+        """Captions of each image's regions, in their order."""
+        image_size = self.model.config.image_size
+        prompts: list[ModelPrompt] = []
+        embeddings: list[Tensor] = []  # that of each prompt: its crop's, or its image's
+        for image, proposals in zip(images, regions, strict=True):
+            assert image.embedding is not None, "the pipeline encodes for this captioner"
+            for prompt in proposal_prompts(
+                proposals, self.settings.prompt, image.size_hw, image_size
+            ):
+                prompts.append(prompt)
+                own = prompt.crop_embedding
+                embeddings.append(image.embedding if own is None else own)
+        captions: dict[int, Caption] = {}
+        for batch in batches_by_layout(prompts, self.batch_size):
+            found = self._caption_batch([prompts[i] for i in batch], [embeddings[i] for i in batch])
+            captions |= zip(batch, found, strict=True)
+        ordered = iter(captions[i] for i in range(len(prompts)))
+        return [[next(ordered) for _ in proposals] for proposals in regions]
+
+    def _caption_batch(
+        self, prompts: Sequence[ModelPrompt], embeddings: Sequence[Tensor]
+    ) -> list[Caption]:
+        distinct = {id(embedding): embedding for embedding in embeddings}
+        place_of = {key: place for place, key in enumerate(distinct)}
+        device = self.model.device
+        found = self.model.region_queries(
+            torch.cat(list(distinct.values())),
+            image_R=torch.tensor([place_of[id(e)] for e in embeddings], device=device),
+            **prompt_tensors(prompts, device),
+        )
+        generated = self.model.generate(
+            found.queries,
+            tasks=self.settings.task,
+            num_beams=self.settings.num_beams,
+            max_new_tokens=self.settings.max_new_tokens,
+            num_kept=self.settings.captions_per_region,
+        )
+        iou_R3 = found.iou[:, 1:].cpu()
+        return [self._choose(heads, iou) for heads, iou in zip(generated, iou_R3, strict=True)]
+
+    def _choose(self, heads: list[list[Hypothesis]], iou_3: Tensor) -> Caption:
+        """The caption of one region, and everything that was kept beside it.
+
+        With several caption heads it is that of the mask with the highest predicted IoU when
+        there are as many heads as masks, else that of the first, as in the published evaluation.
+        """
+        chosen = int(iou_3.argmax()) if len(heads) == len(iou_3) else 0
+        best = heads[chosen][0]
+        return Caption(
+            text=self.tokenizer.decode(best.ids),
+            logprob=best.logprob,
+            alternatives=tuple(
+                (self.tokenizer.decode(beam.ids), beam.logprob) for head in heads for beam in head
+            ),
+        )

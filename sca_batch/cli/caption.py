@@ -1,0 +1,560 @@
+"""`sca caption`: the main job."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sca_batch.errors import EXIT_INTERRUPTED, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sca_batch.data.plan import Plan
+    from sca_batch.job import Outcome
+    from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("parquet", "coco", "jsonl")
+
+# What records depend on; a run that is taken up again gets these from its run.json.
+REGION_OPTIONS = (
+    "regions", "min_area", "max_area", "max_regions", "min_caption_score", "max_pixels",
+    "points_per_side", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset",
+    "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio",
+    "crop_n_points_downscale_factor", "min_mask_region_area",
+)  # fmt: skip
+CAPTION_OPTIONS = ("task", "prompt", "num_beams", "max_new_tokens", "captions_per_region")
+CONTENT_OPTIONS = ("model", "dtype", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
+
+
+def _section(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_run_options = _section(
+    click.option(
+        "-o",
+        "--output",
+        help="Folder to write, or - with --format jsonl.  [default: NAME-captions, here]",
+    ),
+    click.option(
+        "--format",
+        "formats",
+        default="parquet,coco",
+        show_default=True,
+        help="parquet is always written to a folder; coco adds captions.json; jsonl prints one "
+        "JSON line per image and needs -o -.",
+    ),
+    click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
+    click.option("--overwrite", is_flag=True, help="Start over: remove the run in the folder."),
+    click.option(
+        "--box-format",
+        type=click.Choice(["xyxy", "xywh"]),
+        help="What a manifest's bare bbox or boxes column means.",
+    ),
+    click.option(
+        "--max-failures",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Images that may fail before the exit code is 1.",
+    ),
+)
+_model_options = _section(
+    click.option(
+        "--model",
+        default="sca-tiny",
+        show_default=True,
+        help="A name from `sca model list`, a checkpoint folder, a hub id (with @revision), or "
+        "sam=...,lm=...,mixer=...",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="auto is float32 on a CPU and half precision under autocast on a GPU.",
+    ),
+)
+_caption_options = _section(
+    click.option(
+        "--task",
+        type=click.Choice(["caption", "recognition"]),
+        default="caption",
+        show_default=True,
+    ),
+    click.option(
+        "--prompt",
+        type=click.Choice(["box", "point"]),
+        default="box",
+        show_default=True,
+        help="What a proposed region is captioned from: its box, or the grid point it was found "
+        "with (as in the published demo).",
+    ),
+    click.option("--num-beams", type=click.IntRange(1), default=3, show_default=True),
+    click.option("--max-new-tokens", type=click.IntRange(1), default=19, show_default=True),
+    click.option(
+        "--captions-per-region",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Keep this many of the beams.",
+    ),
+    click.option(
+        "--min-caption-score",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        show_default=True,
+        help="Leave out regions whose caption is less probable (exp of its mean log-probability).",
+    ),
+)
+_region_options = _section(
+    click.option(
+        "--regions",
+        type=click.Choice(["auto", "given"]),
+        help="auto proposes regions everywhere; given takes the manifest's only.  [default: given "
+        "where the manifest has a list, auto elsewhere]",
+    ),
+    click.option("--min-area", type=float, help="Smallest mask: pixels, or a fraction below 1."),
+    click.option("--max-area", type=float, help="Largest mask: pixels, or a fraction below 1."),
+    click.option(
+        "--max-regions", type=click.IntRange(1), help="Per image, those with the best masks."
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=178_956_970,
+        show_default=True,
+        help="Larger images fail as too_large.",
+    ),
+    click.option("--points-per-side", type=int, default=32, show_default=True),
+    click.option("--pred-iou-thresh", type=float, default=0.88, show_default=True),
+    click.option("--stability-score-thresh", type=float, default=0.95, show_default=True),
+    click.option("--stability-score-offset", type=float, default=1.0, show_default=True),
+    click.option("--box-nms-thresh", type=float, default=0.7, show_default=True),
+    click.option("--crop-n-layers", type=int, default=0, show_default=True),
+    click.option("--crop-nms-thresh", type=float, default=0.7, show_default=True),
+    click.option("--crop-overlap-ratio", type=float, default=512 / 1500, show_default="512/1500"),
+    click.option("--crop-n-points-downscale-factor", type=int, default=1, show_default=True),
+    click.option("--min-mask-region-area", type=int, default=0, show_default=True),
+)
+_batch_options = _section(
+    click.option("--shard-size", type=click.IntRange(1), default=64, show_default=True,
+                 help="Images per Parquet file."),
+    click.option("--encoder-batch", type=click.IntRange(1),
+                 help="Images.  [default: 1 on a CPU, 4 on a GPU]"),
+    click.option("--points-per-batch", type=int, default=64, show_default=True),
+    click.option("--caption-batch", type=click.IntRange(1),
+                 help="Regions.  [default: 32 on a CPU, 128 on a GPU]"),
+    click.option("--mask-memory", type=click.FloatRange(0.001), default=1.0, show_default=True,
+                 help="GiB for masks at the size of the image."),
+    click.option("--commit-every", type=click.FloatRange(0), default=60.0, show_default=True,
+                 help="Seconds between commits of an unfinished shard."),
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@_run_options
+@_model_options
+@_caption_options
+@_region_options
+@_batch_options
+@click.pass_context
+def caption(ctx: click.Context, sources: tuple[str, ...], **options: Any) -> None:
+    """Find the regions of every image in SOURCE and describe each one.
+
+    SOURCE is a folder (searched at any depth, images known by their content), image files, a
+    quoted pattern, or a manifest: .jsonl, .csv, .tsv, .parquet, .txt, COCO .json, or - for JSON
+    lines on standard input. manifests/README.md says which columns a manifest may have.
+
+    The same command again goes on where it was stopped. Exit codes: 0 every image has a record;
+    1 some failed (--max-failures); 2 a request that cannot be met, nothing was started; 75 told to
+    stop; 130 interrupted.
+
+    \b
+    Examples:
+      sca caption ./images
+      sca caption photos.jsonl -o out --regions given
+      sca caption one.jpg --format jsonl -o -
+      sca caption ./images --model xk-huang/segment-caption-anything-gpt2_large-vg
+    """
+    formats = _formats(options["formats"])
+    if formats == {"jsonl"}:
+        _print_lines(sources, options)
+        return
+    out = Path(options["output"] or _default_output(sources))
+    _take_from_run(ctx, options, out)
+    code = _caption_to_folder(sources, out, formats, options)
+    ctx.exit(code)
+
+
+def _formats(text: str) -> set[str]:
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names - set(FORMATS))
+    if unknown or not names:
+        raise ScaError(f"--format {text!r}: expected some of {', '.join(FORMATS)}")
+    if "jsonl" in names and len(names) > 1:
+        raise ScaError("--format jsonl prints lines and goes alone: --format jsonl -o -")
+    return names
+
+
+def _default_output(sources: Sequence[str]) -> str:
+    first = sources[0]
+    if first == "-":
+        raise ScaError("standard input has no name to call the output after; name a folder with -o")
+    if any(character in first for character in "*?["):
+        return "images-captions"
+    return f"{Path(first).resolve().stem or 'images'}-captions"
+
+
+def _take_from_run(ctx: click.Context, options: dict[str, Any], out: Path) -> None:
+    """Options that were left out take the value of the run that is taken up again."""
+    if options["overwrite"] or not (out / "run.json").is_file():
+        return
+    from sca_batch.data.shards import read_run
+
+    before = read_run(out).get("settings", {}).get("options", {})
+    for name in CONTENT_OPTIONS:
+        source = ctx.get_parameter_source(name)
+        if source is click.core.ParameterSource.DEFAULT and name in before:
+            options[name] = before[name]
+
+
+def _caption_to_folder(
+    sources: Sequence[str], out: Path, formats: set[str], options: dict[str, Any]
+) -> int:
+    from sca_batch import job
+    from sca_batch.data.coco import export_coco
+    from sca_batch.data.sources import refuse_output_inside
+
+    if options["output"] == "-":
+        raise ScaError("-o - prints lines; add --format jsonl")
+    refuse_output_inside(sources, out)
+    settings = _Settings(options)
+    if options["dry_run"]:
+        _describe(_plan(sources, options), out, settings, options)
+        return 0
+    job.refuse_foreign_folder(out)
+    # Everything that can be wrong with the request is found before the first file is written.
+    fresh = options["overwrite"] or not (out / "run.json").is_file()
+    plan = _plan(sources, options) if fresh else None
+    model = settings.load()
+    with job.locked(out):
+        if options["overwrite"]:
+            job.remove_run(out)
+        run = job.open_run(
+            out,
+            make_plan=lambda: plan if plan is not None else _plan(sources, options),
+            content=settings.content(model),
+            settings=settings.informative(model, sources),
+            shard_size=options["shard_size"],
+        )
+        with _progress(len(run.plan)) as progress, _stop_on_signals() as stop:
+            outcome = job.run_job(
+                run,
+                lambda: settings.pipeline(model),
+                commit_every_s=options["commit_every"],
+                on_record=progress.record,
+                on_resumed=progress.resumed,
+                should_stop=stop.requested,
+            )
+        if outcome.stopped:
+            click.echo(
+                f"Stopped; {progress.done:,} of {len(run.plan):,} images are done. The same command "
+                "goes on.",
+                err=True,
+            )
+            return EXIT_STOPPED if stop.signal == signal.SIGTERM else EXIT_INTERRUPTED
+        if "coco" in formats:
+            export_coco(out, out / job.COCO_FILE)
+    _summary(outcome, out, formats)
+    return EXIT_LEFTOVERS if outcome.failures.total() > options["max_failures"] else 0
+
+
+def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
+    from sca_batch.data.plan import plan_head
+    from sca_batch.data.sources import plan_sources
+    from sca_batch.images import looks_like_image
+
+    plan = plan_sources(
+        sources,
+        is_image=looks_like_image,
+        box_format=options["box_format"],
+        stdin=sys.stdin.buffer if "-" in sources else None,
+    )
+    if options["limit"]:
+        plan = plan_head(plan, options["limit"])
+    without = plan.frame.filter(plan.frame["prompts"].is_null())
+    if options["regions"] == "given" and len(without):
+        raise ScaError(
+            f"--regions given: {without['key'][0]} and {len(without) - 1:,} more have no boxes, "
+            "points or masks; add them to the manifest, or leave --regions out"
+        )
+    return plan
+
+
+class _Settings:
+    """The command's options as the dataclasses of the rooms that they are for."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from sca_batch.captioners.sca import CaptionSettings
+
+        self.options = options
+        self.regions = self._region_settings()
+        self.captions = CaptionSettings(**{name: options[name] for name in CAPTION_OPTIONS})
+
+    def _region_settings(self) -> RegionSettings:
+        from dataclasses import fields
+
+        from sca_batch.pipeline import RegionSettings
+        from sca_batch.regions.automatic import AutomaticMaskSettings
+        from sca_batch.regions.select import RegionLimits
+
+        options = self.options
+        names = [field.name for field in fields(AutomaticMaskSettings)]
+        return RegionSettings(
+            source=options["regions"],
+            automatic=AutomaticMaskSettings(**{name: options[name] for name in names}),
+            limits=RegionLimits(options["min_area"], options["max_area"], options["max_regions"]),
+            keep_crop_embeddings=options["prompt"] == "point",
+            min_caption_score=options["min_caption_score"],
+            max_pixels=options["max_pixels"],
+        )
+
+    def load(self) -> Any:
+        from sca_batch.model.zoo import load_model
+
+        return load_model(
+            self.options["model"], device=self.options["device"], dtype=self.options["dtype"]
+        )
+
+    def batches(self, on_cpu: bool) -> BatchSettings:
+        import torch
+
+        from sca_batch.pipeline import BatchSettings
+
+        return BatchSettings(
+            encoder_batch=self.options["encoder_batch"] or (1 if on_cpu else 4),
+            caption_batch=self.options["caption_batch"] or (32 if on_cpu else 128),
+            mask_memory_bytes=int(self.options["mask_memory"] * 2**30),
+            # On a CPU the model's own threads are busy already.
+            decode_threads=1 if on_cpu else max(1, min(8, torch.get_num_threads() // 2)),
+            decode_ahead=2 if on_cpu else 16,
+        )
+
+    def pipeline(self, model: Any) -> Pipeline:
+        from sca_batch.captioners.sca import ScaCaptioner
+        from sca_batch.pipeline import Pipeline
+
+        batches = self.batches(model.device.type == "cpu")
+        captioner = ScaCaptioner(model, self.captions, batch_size=batches.caption_batch)
+        return Pipeline(model, captioner, self.regions, batches)
+
+    def content(self, model: Any) -> dict[str, Any]:
+        """Everything that records depend on, for the fingerprint."""
+        from sca_batch.model.checkpoint import weights_digest
+
+        dtype = model.autocast_dtype
+        return {
+            "weights": weights_digest(model),
+            "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
+            "engine": "torch",
+            **{name: self.options[name] for name in (*CAPTION_OPTIONS, *REGION_OPTIONS)},
+        }
+
+    def informative(self, model: Any, sources: Sequence[str]) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        from sca_batch import __version__
+
+        batching = ("encoder_batch", "points_per_batch", "caption_batch", "mask_memory")
+        return {
+            "model": self.options["model"],
+            "sources": list(sources),
+            "device": str(model.device),
+            "versions": {
+                "sca": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+            "batching": {name: self.options[name] for name in batching},
+            # As they were typed, so that a run can be taken up without repeating them.
+            "options": {name: self.options[name] for name in CONTENT_OPTIONS},
+        }
+
+
+def _describe(plan: Plan, out: Path, settings: _Settings, options: dict[str, Any]) -> None:
+    given = plan.frame["prompts"].is_not_null().sum() if options["regions"] != "auto" else 0
+    click.echo(f"Would caption {len(plan):,} images with {options['model']} into {out}/")
+    click.echo(
+        f"  {-(-len(plan) // options['shard_size']):,} shards of {options['shard_size']} images"
+    )
+    click.echo(f"  regions: given for {given:,} images, proposed for {len(plan) - given:,}")
+    if len(plan) - given:
+        automatic = settings.regions.automatic
+        click.echo(
+            f"  {automatic.points_per_side} x {automatic.points_per_side} points, predicted IoU > "
+            f"{automatic.pred_iou_thresh}, stability >= {automatic.stability_score_thresh}"
+        )
+    captions = settings.captions
+    click.echo(f"  {captions.num_beams} beams of at most {captions.max_new_tokens} tokens")
+    if plan.skipped_files:
+        click.echo(f"  {plan.skipped_files:,} other files are left alone")
+    for key in plan.frame["key"].head(5):
+        click.echo(f"  {key}")
+    if len(plan) > 5:
+        click.echo(f"  and {len(plan) - 5:,} more")
+
+
+def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
+    """One JSON line per image on standard output, the fields of the Parquet dataset."""
+    from sca_batch.data.plan import shard_refs
+    from sca_batch.data.rows import record_to_row, row_to_jsonl
+
+    if options["output"] not in (None, "-"):
+        raise ScaError(f"--format jsonl prints lines; use -o - > {options['output']}")
+    settings = _Settings(options)
+    plan = _plan(sources, options)
+    if options["dry_run"]:
+        _describe(plan, Path("-"), settings, options)
+        return
+    pipeline = settings.pipeline(settings.load())
+    with _progress(len(plan)) as progress:
+        for record in pipeline.run(shard_refs(plan, 0, len(plan))):
+            click.echo(row_to_jsonl(record_to_row(record)))
+            progress.record(record)
+    if progress.failed > options["max_failures"]:
+        sys.exit(EXIT_LEFTOVERS)
+
+
+class _Progress:
+    """A bar on a terminal, a log line now and then elsewhere; only standard error is written."""
+
+    LOG_EVERY_S = 15.0
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self.total, self.done, self.fresh, self.regions, self.failed = total, 0, 0, 0, 0
+        quiet = not log.isEnabledFor(logging.INFO)
+        self.bar = tqdm(
+            total=total,
+            unit="image",
+            disable=quiet or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        self._logs = not quiet and self.bar.disable
+        self._began = self._logged = _now()
+
+    def resumed(self, images: int) -> None:
+        if images:
+            self.done += images
+            self.bar.initial += images
+            self.bar.update(images)
+            log.info("%s of %s images are done already.", f"{self.done:,}", f"{self.total:,}")
+
+    def record(self, record: Any) -> None:
+        self.done += 1
+        self.fresh += 1
+        self.regions += len(record.regions)
+        self.failed += record.status == "failed"
+        if record.status == "failed":
+            self.bar.clear()
+            log.warning("%s: %s (%s)", record.ref.key, record.error, record.error_code)
+        self.bar.set_postfix_str(f"{self.regions:,} regions", refresh=False)
+        self.bar.update(1)
+        if self._logs and _now() - self._logged > self.LOG_EVERY_S:
+            self._logged = _now()
+            rate = self.fresh / (self._logged - self._began)
+            log.info(
+                "%s of %s images, %.2f images/s, %s regions, about %s left",
+                f"{self.done:,}", f"{self.total:,}", rate, f"{self.regions:,}",
+                _duration((self.total - self.done) / rate),
+            )  # fmt: skip
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[_Progress]:
+    progress = _Progress(total)
+    try:
+        yield progress
+    finally:
+        progress.bar.close()
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+def _duration(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s"
+
+
+class _Stop:
+    """Which signal asked us to stop; the first is kept, the second acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        click.echo(
+            "\nStopping after this image; what is done is kept. Once more to stop at once.",
+            err=True,
+        )
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(outcome: Outcome, out: Path, formats: set[str]) -> None:
+    rate = outcome.images / outcome.seconds if outcome.seconds else 0.0
+    lines = [
+        f"Captioned {outcome.images:,} images: {outcome.regions:,} regions in "
+        f"{_duration(outcome.seconds)} ({rate:.2f} images/s)"
+    ]
+    if outcome.resumed_images:
+        lines.append(f"  {outcome.resumed_images:,} images were done before")
+    if outcome.failures:
+        failures = ", ".join(f"{code} {n:,}" for code, n in outcome.failures.most_common())
+        lines.append(f"  {outcome.failures.total():,} failed: {failures}")
+    written = "shard-*.parquet" + (", captions.json" if "coco" in formats else "")
+    lines.append(f"  {out}/: {written}, run.json")
+    lines.append(f"  look at one: sca draw {out} IMAGE")
+    click.echo("\n".join(lines), err=True)

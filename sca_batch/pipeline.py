@@ -1,0 +1,256 @@
+"""Images in, records out: decode, encode, propose, caption. All regrouping lives here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sca_batch.captioners import Captioner, EncodedImage
+from sca_batch.errors import ImageError
+from sca_batch.images import DEFAULT_MAX_PIXELS, DecodedImage, preprocess, read_image
+from sca_batch.model.sca import ScaModel
+from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef, Prompt
+from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
+from sca_batch.regions.given import given_regions
+from sca_batch.regions.proposal import Proposal
+from sca_batch.regions.select import RegionLimits
+
+__all__ = ["BatchSettings", "Pipeline", "RegionSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSettings:
+    """Which regions are captioned; records depend on all of it.
+
+    `source` None takes an image's given regions where the manifest has a list and proposes them
+    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing.
+    """
+
+    source: Literal["auto", "given"] | None = None
+    automatic: AutomaticMaskSettings = field(default_factory=AutomaticMaskSettings)
+    limits: RegionLimits = field(default_factory=RegionLimits)
+    keep_crop_embeddings: bool = False  # for captions prompted by grid points
+    min_caption_score: float = 0.0
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How work is grouped; speed and memory depend on it, records do not."""
+
+    encoder_batch: int = 1
+    caption_batch: int = 32
+    mask_memory_bytes: int = 1 << 30
+    decode_threads: int = 1
+    decode_ahead: int = 4
+    decode_ahead_bytes: int = 1 << 29
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An image on its way: a finished record, or regions that wait for their captions."""
+
+    ref: ImageRef
+    image: DecodedImage | None = None
+    encoded: EncodedImage | None = None
+    proposals: Sequence[Proposal] = ()
+    record: ImageRecord | None = None
+
+
+class Pipeline:
+    """One model on one device, and a captioner."""
+
+    def __init__(
+        self,
+        model: ScaModel,
+        captioner: Captioner,
+        regions: RegionSettings,
+        batches: BatchSettings,
+    ) -> None:
+        self.model = model
+        self.captioner = captioner
+        self.regions = regions
+        self.batches = batches
+
+    def run(self, refs: Iterable[ImageRef]) -> Generator[ImageRecord]:
+        """One record per image, in order. A bad image gives a record that says why."""
+        waiting: list[_Waiting] = []
+        decoded = self._decode_ahead(refs)
+        try:
+            while batch := list(islice(decoded, self.batches.encoder_batch)):
+                self._encode_and_propose(batch)
+                waiting += batch
+                # Captions are made for full batches; whatever fills up ends the wait.
+                num_regions = sum(len(item.proposals) for item in waiting)
+                if num_regions >= self.batches.caption_batch or num_regions == 0:
+                    yield from self._caption(waiting)
+                    waiting = []
+            yield from self._caption(waiting)
+        finally:
+            decoded.close()
+
+    def run_one(self, ref: ImageRef, image: DecodedImage) -> ImageRecord:
+        """The record of an image that is decoded already."""
+        item = _Waiting(ref, image=image)
+        self._encode_and_propose([item])
+        return next(self._caption([item]))
+
+    def _decode_ahead(self, refs: Iterable[ImageRef]) -> Generator[_Waiting]:
+        """Decodes in threads while the model runs, bounded by count and by bytes."""
+        source = iter(refs)
+        pool = ThreadPoolExecutor(self.batches.decode_threads, thread_name_prefix="decode")
+        queue: deque[tuple[ImageRef, Future[DecodedImage | ImageError]]] = deque()
+        try:
+            while True:
+                while len(queue) < self.batches.decode_ahead and not self._too_much(queue):
+                    ref = next(source, None)
+                    if ref is None:
+                        break
+                    queue.append((ref, pool.submit(self._decode, ref)))
+                if not queue:
+                    return
+                ref, future = queue.popleft()
+                result = future.result()
+                if isinstance(result, ImageError):
+                    yield _Waiting(ref, record=_failed(ref, result))
+                else:
+                    yield _Waiting(ref, image=result)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, ref: ImageRef) -> DecodedImage | ImageError:
+        try:
+            return read_image(ref.uri, max_pixels=self.regions.max_pixels)
+        except ImageError as error:
+            return error
+
+    def _too_much(
+        self, queue: Iterable[tuple[ImageRef, Future[DecodedImage | ImageError]]]
+    ) -> bool:
+        held = 0
+        for _, future in queue:
+            if future.done() and isinstance(image := future.result(), DecodedImage):
+                held += image.rgb.nbytes
+        return held > self.batches.decode_ahead_bytes
+
+    def _encode_and_propose(self, batch: Sequence[_Waiting]) -> None:
+        """Fills in each image's embedding and regions, or its record if there is nothing to say."""
+        live = [item for item in batch if item.image is not None]
+        for item, embedding in zip(live, self._encode(live), strict=True):
+            assert item.image is not None
+            item.encoded = EncodedImage(item.image.rgb, embedding)
+            try:
+                item.proposals = self._propose(item.ref, item.encoded)
+            except ImageError as error:
+                item.record = _failed(item.ref, error, item.image)
+                continue
+            if not item.proposals:
+                item.record = _record(item, [])
+
+    @torch.inference_mode()
+    def _encode(self, items: Sequence[_Waiting]) -> Iterator[Tensor | None]:
+        """The embedding (1, D, H, W) of each image, or None where nobody will look at it."""
+        wanted = [i for i, item in enumerate(items) if self._needs_embedding(item.ref)]
+        embeddings: list[Tensor | None] = [None] * len(items)
+        if wanted:
+            size = self.model.config.image_size
+            pixels = [preprocess(i.image.rgb, size) for i in (items[w] for w in wanted) if i.image]
+            batch = torch.from_numpy(np.stack(pixels)).to(self.model.device)
+            for place, embedding in zip(wanted, self.model.encode_image(batch), strict=True):
+                embeddings[place] = embedding[None]
+        return iter(embeddings)
+
+    def _needs_embedding(self, ref: ImageRef) -> bool:
+        prompts = self._given(ref)
+        if prompts is None:
+            return True
+        if self.captioner.needs_embedding:
+            return len(prompts) > 0
+        # Only points alone have no place without a mask.
+        return any(prompt.prompt_type == "points" and not prompt.box_xyxy for prompt in prompts)
+
+    def _given(self, ref: ImageRef) -> tuple[Prompt, ...] | None:
+        """The regions that the manifest gives and the settings allow; None to propose some."""
+        if self.regions.source == "auto":
+            return None
+        if self.regions.source == "given":
+            return ref.prompts or ()
+        return ref.prompts
+
+    def _propose(self, ref: ImageRef, encoded: EncodedImage) -> Sequence[Proposal]:
+        memory = self.batches.mask_memory_bytes
+        prompts = self._given(ref)
+        if prompts is None:
+            proposals = propose_regions(
+                self.model,
+                encoded.rgb,
+                encoded.embedding,
+                self.regions.automatic,
+                mask_memory_bytes=memory,
+                keep_crop_embeddings=self.regions.keep_crop_embeddings,
+            )
+        else:
+            proposals = given_regions(
+                self.model,
+                encoded.embedding,
+                encoded.size_hw,
+                prompts,
+                with_masks=self.captioner.needs_embedding,
+                mask_memory_bytes=memory,
+            )
+        return self.regions.limits.select(proposals, encoded.size_hw)
+
+    def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
+        live = [item for item in waiting if item.record is None]
+        images = [item.encoded for item in live if item.encoded is not None]
+        captions = iter(
+            self.captioner.caption(images, [item.proposals for item in live]) if live else []
+        )
+        for item in waiting:
+            yield item.record or self._finish(item, next(captions))
+
+    def _finish(self, item: _Waiting, captions: Sequence[Caption]) -> ImageRecord:
+        least = self.regions.min_caption_score
+        kept = [
+            (proposal, caption)
+            for proposal, caption in zip(item.proposals, captions, strict=True)
+            if np.exp(caption.logprob) >= least
+        ]
+        return _record(item, kept)
+
+
+def _record(item: _Waiting, captioned: Sequence[tuple[Proposal, Caption]]) -> ImageRecord:
+    assert item.image is not None
+    height, width = item.image.size_hw
+    return ImageRecord(
+        ref=item.ref,
+        status="ok" if captioned else "empty",
+        sha256=item.image.sha256,
+        height=height,
+        width=width,
+        regions=tuple(
+            CaptionedRegion(i, proposal.region, caption)
+            for i, (proposal, caption) in enumerate(captioned)
+        ),
+    )
+
+
+def _failed(ref: ImageRef, error: ImageError, image: DecodedImage | None = None) -> ImageRecord:
+    height, width = image.size_hw if image else (None, None)
+    return ImageRecord(
+        ref=ref,
+        status="failed",
+        sha256=image.sha256 if image else None,
+        height=height,
+        width=width,
+        error_code=error.code,
+        error=str(error),
+    )

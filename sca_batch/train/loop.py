@@ -1,0 +1,339 @@
+"""One training loop: step, log, validate, save, go on after any stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sca_batch.data.atomic import writing
+from sca_batch.errors import ScaError
+from sca_batch.model.checkpoint import save_checkpoint
+from sca_batch.model.sca import ScaModel
+from sca_batch.model.tokenizer import read_tokenizer
+from sca_batch.train.art import TRAIN_STYLES, Art, load_art
+from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
+from sca_batch.train.losses import step_losses
+from sca_batch.train.recipes import Recipe
+from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
+from sca_batch.train.scoring import score_scene, summarise
+
+__all__ = ["initialise", "learning_rate", "train", "write_model"]
+
+# Far from the first held-out seeds, which benchmarks use.
+VALIDATION_FIRST_SEED = HELD_OUT_FIRST_SEED + 10_000_000
+END_TOKEN_ID = 0
+
+Report = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a checkpoint holds."""
+
+    model: ScaModel
+    classifier: nn.Linear
+    optimizer: torch.optim.AdamW
+    step: int = 0  # the next one
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool,
+    report: Report,
+    art: Art | None = None,
+    workers: int = 1,
+    compile_layers: bool = False,
+    stop_after: int | None = None,
+) -> None:
+    """Trains `recipe` into `out`, and leaves a model in the published format in `out/model`.
+
+    `out` gets `log.jsonl`, `checkpoint.pt` and the tokenizer. With `resume` it goes on from the
+    checkpoint with the losses of an unbroken run. `workers` processes compose scenes ahead (0: this
+    one does); `compile_layers` has torch compile the parts of fixed shape, which needs a C++
+    compiler and pays within minutes; `stop_after` stops, saved, before that step.
+
+    Raises:
+        ScaError: there is a run in `out` and `resume` is False, or its recipe is another; a loss
+            is not finite.
+    """
+    art = art or load_art(styles=TRAIN_STYLES)
+    run = _start(recipe, out, art, resume=resume, report=report)
+    tokenizer = read_tokenizer(out, eos_token_id=END_TOKEN_ID)
+    run.model.tokenizer = tokenizer
+    if recipe.bf16:
+        run.model.autocast_dtype = torch.bfloat16
+    if compile_layers:
+        _compile(run.model)
+    validation = _validation_scenes(recipe, art)
+    batches = _batches(recipe, art, out, first=run.step, workers=workers)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    begun = saved = time.monotonic()
+    last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
+    first = run.step
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        for batch in islice(batches, max(last - first, 0)):
+            step = run.step
+            lr = learning_rate(recipe, step)
+            for group in run.optimizer.param_groups:
+                group["lr"] = lr
+            losses = step_losses(run.model, run.classifier, batch, recipe)
+            if not math.isfinite(losses.total.item()):
+                raise ScaError(
+                    f"step {step}: the loss is {losses.total.item()} on the scenes from seed "
+                    f"{step * recipe.images_per_step}. The last checkpoint is kept: lower lr, "
+                    "then --resume"
+                )
+            run.optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            run.optimizer.step()
+            run.step = step + 1
+            now = time.monotonic()
+            row: dict[str, Any] = {
+                "step": step,
+                "loss": losses.total.item(),
+                **{name: value.item() for name, value in losses.parts.items()},
+                "lr": lr,
+                "grad_norm": float(norm),
+                "images_per_s": recipe.images_per_step / (now - begun),
+            }
+            begun = now
+            _write_row(log, row)
+            if run.step % 20 == 0:
+                report(_line(row))
+            if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
+                scores = _validate(run.model, validation, art)
+                _write_row(log, {"step": step, "validation": scores})
+                report(f"step {step}: " + _listed(scores))
+                begun = time.monotonic()
+            if time.monotonic() - saved > recipe.checkpoint_every_s or run.step == last:
+                _save(run, recipe, out)
+                saved = time.monotonic()
+    if run.step == recipe.steps:
+        write_model(run.model, out)
+        report(f"Wrote the trained model to {out / 'model'}")
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine that ends at zero."""
+    if step < recipe.warmup_steps:
+        return recipe.lr * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def write_model(model: ScaModel, out: Path) -> None:
+    """Writes `out/model`: config.json, tokenizer.json, and half-precision weights."""
+    folder = out / "model"
+    save_checkpoint(model, folder, dtype=torch.float16)
+    with writing(folder / "tokenizer.json") as file:
+        file.write((out / "tokenizer.json").read_bytes())
+
+
+def initialise(model: ScaModel, seed: int) -> None:
+    """Fills an empty model: transformers' own initialisation leaves SAM's encoder at zero.
+
+    Truncated normal 0.02 in the encoder (ViT), 0.02 with scaled residuals in the language model
+    (GPT-2), torch's defaults in the mask decoder and the mixer, as in segment_anything.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, std: float) -> None:
+        nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            bias = getattr(module, "bias", None)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+                continue
+            if not isinstance(weight, Tensor):
+                continue
+            if name.startswith(("vision_encoder.layers", "vision_encoder.patch", "language_model")):
+                normal(weight, 0.02)
+            elif isinstance(module, nn.Embedding):
+                # Prompt and query tokens are added to position codes of unit size per channel.
+                normal(weight, 0.02 if name == "task_tokens" else 0.7)
+            else:
+                bound = 1 / math.sqrt(weight[0].numel())
+                nn.init.uniform_(weight, -bound, bound, generator=generator)
+            if isinstance(bias, Tensor):
+                nn.init.zeros_(bias)
+        layers = model.language_model.config.num_hidden_layers
+        for name, parameter in model.named_parameters():
+            if name.endswith("pos_embed"):
+                normal(parameter, 0.02)
+            elif "rel_pos" in name:
+                nn.init.zeros_(parameter)
+            elif name.startswith("language_model") and name.endswith("c_proj.weight"):
+                normal(parameter, 0.02 / math.sqrt(2 * layers))
+            elif name.endswith("positional_embedding"):
+                # SAM's scale of 1 is for a grid of 64; for one of 16 a code twice as coarse would
+                # do, but small objects are placed better with a finer one.
+                parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator))
+                parameter.requires_grad_(False)  # fixed in SAM, as in Fourier features
+
+
+def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report) -> _Run:
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise ScaError(f"{out} holds a training run: go on with --resume, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "tokenizer.json").exists():
+        train_tokenizer(recipe, art, out)
+    vocab_size = len(json.loads((out / "tokenizer.json").read_bytes())["model"]["vocab"])
+    config = recipe.sizes.config(vocab_size=vocab_size, eos_token_id=END_TOKEN_ID)
+    model = ScaModel(config)
+    initialise(model, recipe.seed)
+    classifier = nn.Linear(config.width, len(art.concepts))
+    nn.init.normal_(
+        classifier.weight, std=0.02, generator=torch.Generator().manual_seed(recipe.seed)
+    )
+    nn.init.zeros_(classifier.bias)
+    run = _Run(model.train(), classifier, _optimizer(model, classifier, recipe))
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["recipe"] != _recipe_key(recipe):
+            raise ScaError(f"{checkpoint} is of another recipe; choose another folder for this one")
+        model.load_state_dict(state["model"])
+        classifier.load_state_dict(state["classifier"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        run.step = int(state["step"])
+        _cut_log(out / "log.jsonl", run.step)
+        report(f"Going on from step {run.step} of {checkpoint}")
+    else:
+        (out / "log.jsonl").unlink(missing_ok=True)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        report(f"Training {trainable:,} parameters for {recipe.steps:,} steps")
+    return run
+
+
+def _optimizer(model: ScaModel, classifier: nn.Linear, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; biases, norms and embeddings of positions do not decay."""
+    decayed, free = [], []
+    for name, parameter in [*model.named_parameters(), *classifier.named_parameters()]:
+        if parameter.requires_grad:
+            no_decay = parameter.ndim < 2 or "pos" in name or "embed.weight" in name
+            (free if no_decay else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _batches(
+    recipe: Recipe, art: Art, out: Path, *, first: int, workers: int
+) -> Iterator[StepBatch]:
+    return iter(
+        DataLoader(
+            SceneBatches(recipe, art, out, END_TOKEN_ID),
+            batch_size=None,
+            sampler=range(first, recipe.steps),
+            num_workers=workers,
+            prefetch_factor=3 if workers else None,
+            worker_init_fn=be_nice,
+        )
+    )
+
+
+def _validation_scenes(recipe: Recipe, art: Art) -> list[Scene]:
+    """New compositions of drawings in the training styles, one style a scene."""
+    styles = islice(cycle(s for s in TRAIN_STYLES if s in art.styles), recipe.validation_scenes)
+    return [
+        compose_scene(
+            VALIDATION_FIRST_SEED + i,
+            art,
+            split="held-out",
+            style=style,
+            size_px=recipe.sizes.image_size,
+        )
+        for i, style in enumerate(styles)
+    ]
+
+
+def _validate(model: ScaModel, scenes: list[Scene], art: Art) -> dict[str, float]:
+    # Compiled code is for the shapes of a step; one scene at a time would compile it anew.
+    compiled = {
+        module: module.__dict__.pop("forward")
+        for module in model.modules()
+        if "forward" in module.__dict__
+    }
+    model.eval()
+    scores = summarise(row for scene in scenes for row in score_scene(model, scene, art))
+    model.train()
+    for module, forward in compiled.items():
+        module.__dict__["forward"] = forward
+    return scores
+
+
+def _compile(model: ScaModel) -> None:
+    for module in (
+        *model.vision_encoder.layers,
+        model.mask_decoder.transformer,
+        model.mixer.transformer,
+    ):
+        module.__dict__["forward"] = torch.compile(module.forward)
+
+
+def _save(run: _Run, recipe: Recipe, out: Path) -> None:
+    with writing(out / "checkpoint.pt") as file:
+        torch.save(
+            {
+                "recipe": _recipe_key(recipe),
+                "step": run.step,
+                "model": run.model.state_dict(),
+                "classifier": run.classifier.state_dict(),
+                "optimizer": run.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+            },
+            file,
+        )
+
+
+def _recipe_key(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), sort_keys=True)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops the rows of steps that were done after the checkpoint and will be done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except ValueError:
+            break  # the line that a kill cut short is the last
+    with writing(path) as file:
+        file.write("".join(kept).encode())
+
+
+def _write_row(log: Any, row: dict[str, Any]) -> None:
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return f"step {row['step']}: " + _listed({k: v for k, v in row.items() if k != "step"})
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+

@@ -1,0 +1,139 @@
+"""What a step is judged by: SAM's mask losses, its IoU head, and the captions."""
+
+# Shape letters:  N visible objects   K prompts, boxes first, then points   M masks (4)
+#                 B images   D prompt width   H, W embedding grid; masks here are 4H, 4W
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sca_batch.model.config import TASKS
+from sca_batch.model.sam import encode_prompts
+from sca_batch.model.sca import ScaModel, caption_loss
+from sca_batch.train.examples import BACKGROUND, PADDING, StepBatch
+from sca_batch.train.recipes import Recipe
+
+__all__ = ["StepLosses", "label_loss", "mask_losses", "step_losses"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """The weighted sum that is minimised, and its parts before they are weighted."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def step_losses(
+    model: ScaModel, classifier: nn.Linear, batch: StepBatch, recipe: Recipe
+) -> StepLosses:
+    """One forward pass: every image encoded once, all prompts decoded, some captioned."""
+    embedding_BDHW = model.encode_image(batch.pixels_B3SS)
+    with model._autocast():
+        sparse_box, dense = encode_prompts(model.prompt_encoder, boxes_R4=batch.boxes_R4)
+        sparse_point, _ = encode_prompts(
+            model.prompt_encoder, points_RP2=batch.points_P2[:, None]
+        )
+        # A box is two tokens, and so is a lone point with SAM's padding point: one batch.
+        image_K = torch.cat([batch.image_R, batch.image_P])
+        tokens_KTD, features_KND = model.mask_decoder.fuse(
+            embedding_BDHW.index_select(0, image_K),
+            torch.cat([sparse_box, sparse_point]),
+            dense,
+            model.position_code(),
+        )
+    tokens_KTD, features_KND = tokens_KTD.float(), features_KND.float()
+    object_K = torch.cat([batch.object_R, batch.object_P])
+    focal, dice, iou = mask_losses(
+        model.predict_masks(tokens_KTD, features_KND),
+        model.predict_iou(tokens_KTD),
+        batch.cover_NHW,
+        object_K,
+        other_masks_weight=recipe.other_masks_weight,
+    )
+
+    num_boxes = len(batch.boxes_R4)
+    captioned = torch.cat([torch.arange(num_boxes), num_boxes + batch.captioned_P])
+    prefix = model.prefix(
+        model.mix(tokens_KTD[captioned], features_KND[captioned]),
+        [TASKS[i] for i in batch.task_C.tolist()],
+    )
+    attention_CL = (batch.ids_CL != PADDING).long()
+    logits, _ = model.caption_logits(prefix, batch.ids_CL.clamp(min=0), attention_CL)
+    caption = caption_loss(logits, batch.ids_CL, label_smoothing=recipe.label_smoothing)
+
+    label = label_loss(embedding_BDHW, classifier, batch)
+    parts = {"focal": focal, "dice": dice, "iou": iou, "caption": caption, "label": label}
+    weights = {
+        "focal": recipe.focal_weight,
+        "dice": recipe.dice_weight,
+        "iou": recipe.iou_weight,
+        "caption": recipe.caption_weight,
+        "label": recipe.label_weight,
+    }
+    total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+    return StepLosses(total, parts)
+
+
+def mask_losses(
+    logits_KMHW: Tensor,
+    iou_KM: Tensor,
+    cover_NHW: Tensor,
+    object_K: Tensor,
+    *,
+    other_masks_weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Focal and dice loss of the masks, and the squared error of the IoU head.
+
+    The single mask (index 0) always counts; of the three others the best one does, and the rest
+    with a small weight. Targets are shares of cells and not bits, so that a threshold at zero of
+    the enlarged logits falls between cells where the object's edge does. Background prompts have
+    no mask to learn: the IoU of whatever they give is to be said to be zero, which is what keeps
+    automatic mask generation from proposing it.
+    """
+    on_object = object_K != BACKGROUND
+    target_KHW = cover_NHW[object_K[on_object]]
+    logits = logits_KMHW[on_object].flatten(2)
+    target = target_KHW.flatten(1)[:, None].expand_as(logits)
+    chance = logits.sigmoid()
+    entropy = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    # The focal loss of RetinaNet with gamma 2, for targets between 0 and 1.
+    focal_KM = ((chance - target).square() * entropy).mean(dim=-1)
+    overlap = (chance * target).sum(dim=-1)
+    dice_KM = 1 - (2 * overlap + 1) / (chance.sum(dim=-1) + target.sum(dim=-1) + 1)
+
+    with torch.no_grad():
+        best_K = (20 * focal_KM + dice_KM)[:, 1:].argmin(dim=-1)
+        weight_KM = torch.full_like(focal_KM, other_masks_weight)
+        weight_KM[:, 0] = 1.0
+        weight_KM[:, 1:].scatter_(1, best_K[:, None], 1.0)
+        truth_KM = torch.zeros_like(iou_KM)
+        truth_KM[on_object] = soft_iou(logits, target)
+    num = max(int(on_object.sum()), 1)
+    focal = (weight_KM * focal_KM).sum() / num
+    dice = (weight_KM * dice_KM).sum() / num
+    return focal, dice, nn.functional.mse_loss(iou_KM, truth_KM)
+
+
+def soft_iou(logits_KMX: Tensor, cover_KMX: Tensor) -> Tensor:
+    """The IoU that a mask will have at full resolution, estimated from its cells, (K, M).
+
+    A logit within a cell of the edge stands for a partly covered cell; counting whole cells
+    would be far off for objects of a few cells.
+    """
+    share = logits_KMX.sigmoid()
+    smaller, larger = torch.minimum(share, cover_KMX), torch.maximum(share, cover_KMX)
+    return smaller.sum(dim=-1) / larger.sum(dim=-1).clamp(min=1e-6)
+
+
+def label_loss(embedding_BDHW: Tensor, classifier: nn.Linear, batch: StepBatch) -> Tensor:
+    """Cross entropy of a linear classifier of the embedding's mean inside each visible mask."""
+    grid = embedding_BDHW.shape[-1]
+    cover_NX = nn.functional.adaptive_avg_pool2d(batch.cover_NHW[:, None], grid).flatten(1)
+    cover_NX = cover_NX / cover_NX.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    features_NDX = embedding_BDHW.flatten(2)[batch.image_N]
+    pooled_ND = torch.einsum("nx,ndx->nd", cover_NX, features_NDX)
+    return nn.functional.cross_entropy(classifier(pooled_ND), batch.label_N)

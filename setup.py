@@ -1,0 +1,70 @@
+"""Metadata, dependencies and extras of `sca`; the build copies the recipes and samples inside."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[1]
+
+
+class BuildWithManifests(build_py):
+    """Puts `manifests/` into the wheel, so that the sample is there without a checkout."""
+
+    def run(self) -> None:
+        super().run()
+        for source in sorted((HERE / "manifests").rglob("*")):
+            if source.is_file():
+                target = Path(self.build_lib, "sca_batch/assets", source.relative_to(HERE))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(source), str(target))
+
+
+setup(
+    name="sca",
+    version=VERSION,
+    description="Dense captioning of image corpora with Segment and Caption Anything",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["sca_batch", "sca_batch.*"]),
+    package_data={"sca_batch": ["assets/**/*", "train/*.json", "train/*.md"]},
+    install_requires=[
+        "click>=8.1",
+        "fsspec>=2024.6",
+        "huggingface_hub>=1.0",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.10",  # segment_anything's small-region removal
+        "pillow>=11.0",
+        "polars>=1.20",
+        "pyarrow>=18.0",
+        "pycocotools>=2.0.8",
+        "safetensors>=0.5",
+        "segment-anything>=1.0",
+        "sentencepiece>=0.2",  # OpenLLaMA's tokenizer.model
+        "tokenizers>=0.22",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "tqdm>=4.66",
+        "transformers>=5.24,<6",
+    ],
+    extras_require={
+        "train": ["resvg-py>=0.2"],
+        "dev": [
+            "jsonschema>=4.23",
+            "mypy>=1.14",
+            "pytest>=8.3",
+            "resvg-py>=0.2",
+            "ruff>=0.9",
+            "scikit-image>=0.25",
+        ],
+    },
+    entry_points={"console_scripts": ["sca = sca_batch.cli:main"]},
+    cmdclass={"build_py": BuildWithManifests},
+)

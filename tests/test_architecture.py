@@ -1,0 +1,127 @@
+"""The import table of docs/ARCHITECTURE.md, enforced."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sca_batch"
+
+CORE = {"errors", "records", "boxes"}
+# room -> what it may import from the house, and which third-party packages it may touch.
+# Every room may import `errors`, numpy and the standard library.
+HOUSE: dict[str, set[str]] = {
+    "errors": set(),
+    "records": {"boxes"},
+    "boxes": {"records"},
+    "images": {"records", "boxes"},
+    "model": {"boxes"},
+    "regions": {"records", "boxes", "images", "model"},
+    "captioners": {"records", "boxes", "images", "model", "regions"},
+    "pipeline": {"records", "boxes", "images", "model", "regions", "captioners"},
+    "data": {"records", "boxes"},
+    "job": {"records", "pipeline", "data"},
+    "reports": {"records", "boxes", "images", "data"},
+    "train": {"records", "boxes", "images", "model", "data", "regions"},
+    "checks": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data"},
+    "api": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline"},
+    "cli": {"*"},
+    "": {"*"},
+}
+OUTSIDE: dict[str, set[str]] = {
+    "errors": set(),
+    "records": set(),
+    "boxes": {"pycocotools"},
+    "images": {"PIL", "fsspec"},
+    "model": {
+        "torch", "transformers", "timm", "safetensors", "huggingface_hub", "tokenizers",
+        "sentencepiece",
+    },
+    "regions": {"torch", "torchvision", "segment_anything", "cv2", "pycocotools"},
+    "captioners": {"torch", "transformers"},
+    "pipeline": {"torch"},
+    "data": {"polars", "pyarrow", "pycocotools", "fsspec"},
+    "job": set(),
+    "reports": {"polars", "PIL", "matplotlib", "cv2"},
+    "train": {
+        "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
+        "accelerate",
+    },
+    "checks": {"torch", "safetensors"},
+    "api": {"PIL"},
+    "cli": {"click", "tqdm", "torch", "transformers"},
+    "": set(),
+}  # fmt: skip
+# Libraries that take seconds to load; asking for help must not wait for them.
+SLOW = {"torch", "transformers", "polars", "pyarrow", "segment_anything", "torchvision"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[tuple[str, bool]]:
+    """(module, whether at module level outside TYPE_CHECKING) of every import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[tuple[str, bool]] = set()
+
+    def visit(node: ast.AST, top: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update((alias.name, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                if child.module == "sca_batch":
+                    found.update((f"sca_batch.{alias.name}", top) for alias in child.names)
+                else:
+                    found.add((child.module or "", top))
+            nested = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            visit(child, top and not nested and not checking)
+
+    visit(tree, True)
+    return found
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_its_row_lists(path):
+    import sys
+
+    room = room_of(path)
+    assert room in HOUSE, f"{path} is a room that the table does not know"
+    for module, _ in imports_of(path):
+        parts = module.split(".")
+        if parts[0] == "sca_batch":
+            target = parts[1] if len(parts) > 1 else ""
+            known = (PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").exists()
+            if not target or not known or target in {room, "errors"} or "*" in HOUSE[room]:
+                continue
+            assert target in HOUSE[room], f"{room} may not import {target}"
+        elif parts[0] not in sys.stdlib_module_names and parts[0] != "numpy":
+            assert parts[0] in OUTSIDE[room], f"{room} may not touch {parts[0]}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room_of(p) in {"cli", ""}], ids=lambda p: p.name
+)
+def test_the_command_line_loads_nothing_slow_before_it_is_needed(path):
+    for module, top in imports_of(path):
+        if top:
+            assert module.split(".")[0] not in SLOW
+            assert not module.startswith("sca_batch.") or module.split(".")[1] in {
+                "errors", "cli", "__version__",
+            }, f"{path.name} imports {module} at module level"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room_of(p) != "cli"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_only_the_command_line_prints_or_exits(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & {"print", "sys.exit", "exit", "input"}

@@ -1,0 +1,54 @@
+"""The documents say what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sca_batch.cli import COMMANDS
+from sca_batch.cli.reference import reference
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_command_reference_is_what_the_commands_say():
+    assert (ROOT / "docs/CLI.md").read_text(encoding="utf-8") == reference(), (
+        "python -m sca_batch.cli.reference > docs/CLI.md"
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/FORMAT.md", "manifests/README.md"])
+def test_every_command_in_the_documents_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"^\s*(?:\$ )?(?:\S*/bin/)?sca ([a-z]+)", text, re.M))
+    assert named <= set(COMMANDS), named - set(COMMANDS)
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_help_answers_without_the_slow_libraries():
+    code = (
+        "import sys\nfrom sca_batch.cli import cli\n"
+        "try:\n    cli.main(['--help'], standalone_mode=False)\nfinally:\n"
+        "    slow = {'torch', 'transformers', 'polars', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "    print('slow:', sorted(slow))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "Find the regions of every image" in done.stdout
+    assert "slow: []" in done.stdout
+
+
+def test_the_entry_script_is_the_command():
+    run = [sys.executable, "sca.py", "--version"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("sca, version ")
