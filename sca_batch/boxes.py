@@ -58,7 +58,8 @@ def box_iou(first_xyxy: npt.ArrayLike, second_xyxy: npt.ArrayLike) -> Floats:
     inter = np.prod(np.clip(corner, 0, None), axis=-1)
     areas = [np.prod(np.clip(b[..., 2:] - b[..., :2], 0, None), axis=-1) for b in (first, second)]
     union = areas[0] + areas[1] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    iou: Floats = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return iou
 
 
 def resized_size(size_hw: tuple[int, int], longest_side: int) -> tuple[int, int]:

@@ -51,7 +51,7 @@ OUTSIDE: dict[str, set[str]] = {
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},
-    "cli": {"click", "tqdm", "torch", "transformers"},
+    "cli": {"click", "tqdm", "torch", "torchvision", "transformers"},
     "": set(),
 }  # fmt: skip
 # Libraries that take seconds to load; asking for help must not wait for them.

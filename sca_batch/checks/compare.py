@@ -8,10 +8,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from sca_batch.checks.generation import bos_token_id, captions_in, settings_of
+from sca_batch.checks.recordings import INPUTS, Recording, inputs_for, read_recording
+from sca_batch.checks.stages import GENERATED, STAGES, Inputs, generate_ids, run_stages
+from sca_batch.errors import ScaError
+from sca_batch.model.sca import ScaModel
+
+__all__ = ["StageResult", "check", "verdict"]
+
+# The same for every image: a recording may hold them once, or once per image.
+_SHARED = ("image_positional_embeddings", "dense_prompt_embeddings")
+# Not meaningful where the caption is padded.
+_MASKED = ("lm_inputs_embeds", "lm_logits")
+_NO_INPUTS = "not compared: the recording lacks the inputs for it"
+
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
@@ -34,47 +47,40 @@ def check(
     """Compares a model, wherever and however it runs, with a recording, stage by stage.
 
     Every stage is computed from the recording's inputs through the model's own earlier stages.
-    `atol` replaces tolerances by stage name or pattern (`lm_*`).
+    Tasks and generation arguments are the recording's. `atol` replaces tolerances by stage name
+    or pattern (`lm_*`).
 
     Raises:
-        ScaError: where the folder is no recording, an input does not fit the model, or `atol`
-            names no stage.
+        ScaError: where the folder is no recording or nothing in it can be compared, where an
+            input does not fit the model, and where `atol` names no stage.
     """
-    inputs_on_file, stages, generated, info = _read_recording(recording)
-    tolerances = _tolerances(generated, atol or {})
-    inputs = _inputs_from(model, recording, inputs_on_file, stages, info)
-    ours = _run_stages(model, inputs, wanted=frozenset(stages) | _stages_behind(generated))
+    recorded = read_recording(recording)
+    tolerances = _tolerances(recorded, atol or {})
+    inputs = inputs_for(model, recorded)
+    ours = run_stages(model, inputs, wanted=_wanted(recorded))
 
     results = [
         StageResult(f"inputs.{name}", None, None, None, "unknown tensor, not used")
-        for name in sorted(inputs_on_file.keys() - set(_INPUTS))
+        for name in sorted(recorded.inputs.keys() - set(INPUTS))
     ]
-    for name, tolerance in STAGES.items():
-        if name in stages:
-            stage_tolerance = tolerances.get(name, tolerance)
-            results.append(_compare_stage(name, stages[name], ours, stage_tolerance, inputs))
-    for name, tolerance in GENERATED.items():
-        if name in generated:
+    for name in STAGES:
+        if name in recorded.stages:
+            value = recorded.stages[name]
+            results.append(_compare_stage(name, value, ours, tolerances[name], inputs))
+    for name in GENERATED:
+        if name in recorded.generated:
             key = f"generate.{name}"
-            stage_tolerance = tolerances.get(key, tolerance)
-            results.append(_compare(key, generated[name], ours.get(key), stage_tolerance))
-    settings = info.get("generate") if isinstance(info.get("generate"), dict) else {}
-    for name in sorted(generated.keys() - GENERATED.keys()):
-        key = f"generate.{name}"
-        results.append(
-            _compare_ids(model, key, generated[name], ours, inputs, settings, info)
-            if _are_ids(generated[name])
-            else StageResult(key, None, None, None, "unknown tensor, not compared")
-        )
+            value = recorded.generated[name]
+            results.append(_compare(key, value, ours.get(key), tolerances[key]))
+    for name in recorded.id_sets:
+        results.append(_compare_ids(model, name, recorded, ours, inputs))
     results += [
         StageResult(name, None, None, None, "unknown tensor, not compared")
-        for name in sorted(stages.keys() - STAGES.keys())
+        for name in recorded.unknown_tensors
     ]
     if not any(result.ok is not None for result in results):
-        raise ScaError(
-            f"{recording}: nothing in it can be compared: "
-            + "; ".join(f"{result.stage}: {result.note}" for result in results[:4])
-        )
+        reasons = "; ".join(f"{result.stage} ({result.note})" for result in results[:4])
+        raise ScaError(f"{recording}: nothing in this recording can be compared: {reasons}")
     return results
 
 
@@ -82,40 +88,49 @@ def verdict(results: Sequence[StageResult]) -> tuple[bool, str]:
     """Whether every compared stage is within its tolerance, and one sentence that says so."""
     compared = [result for result in results if result.ok is not None]
     failed = [result.stage for result in compared if not result.ok]
-    skipped = len(results) - len(compared)
-    rest = f" ({skipped} not compared)" if skipped else ""
+    left_out = len(results) - len(compared)
+    rest = f" ({left_out} not compared)" if left_out else ""
     if failed:
         return False, f"FAILED: {len(failed)} of {len(compared)} stages: {', '.join(failed)}{rest}"
-    return bool(compared), f"OK: {len(compared)} stages within tolerance{rest}"
+    return True, f"OK: {len(compared)} stages within tolerance{rest}"
 
 
-def _tolerances(generated: Mapping[str, Tensor], atol: Mapping[str, float]) -> dict[str, float]:
-    names = [*STAGES, *(f"generate.{name}" for name in [*GENERATED, *generated])]
-    tolerances: dict[str, float] = {}
+def _tolerances(recorded: Recording, atol: Mapping[str, float]) -> dict[str, float]:
+    tolerances = dict(STAGES)
+    tolerances |= {f"generate.{name}": value for name, value in GENERATED.items()}
+    tolerances |= {f"generate.{name}": 0.0 for name in recorded.id_sets}
     for pattern, value in atol.items():
-        matching = fnmatch.filter(names, pattern)
+        matching = fnmatch.filter(tolerances, pattern)
         if not matching:
-            near = difflib.get_close_matches(pattern, names, n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"Stages: {', '.join(STAGES)}"
-            raise ScaError(f"--atol: no stage {pattern!r}. {hint}")
+            near = difflib.get_close_matches(pattern, tolerances, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"one of {list(tolerances)}"
+            raise ScaError(f"no stage {pattern!r}; {hint}")
+        if not value >= 0:
+            raise ScaError(f"tolerance {value} for {pattern}: expected a number of at least 0")
         tolerances |= dict.fromkeys(matching, value)
     return tolerances
 
 
+def _wanted(recorded: Recording) -> frozenset[str]:
+    behind = {"query_embeddings"} if recorded.id_sets else set()
+    if recorded.generated.keys() & {"query_logits", "projected_query_logits"}:
+        behind.add("query_embeddings")
+    return frozenset(recorded.stages) | behind
+
+
 def _compare_stage(
-    name: str, recorded: Tensor, ours: Mapping[str, Tensor], tolerance: float, inputs: _Inputs
+    name: str, recorded: Tensor, ours: Mapping[str, Tensor], tolerance: float, inputs: Inputs
 ) -> StageResult:
-    if name == "image_embeddings" and inputs.pixels_B3SS is None:
-        note = "no pixel_values: taken from the recording as the input of the other stages"
+    if name == "image_embeddings" and inputs.pixels is None:
+        note = "not compared: without pixel_values it is the input of the other stages"
         return StageResult(name, None, tolerance, None, note)
     mine = ours.get(name)
-    if mine is not None and name in ("image_positional_embeddings", "dense_prompt_embeddings"):
-        # The same for every image; recordings may hold it once, or once per image.
-        if len(recorded) != len(mine) and recorded.ndim == mine.ndim and len({len(recorded), len(mine)} - {1}) == 1:
-            mine, recorded = torch.broadcast_tensors(mine, recorded) if recorded.shape[1:] == mine.shape[1:] else (mine, recorded)
-    where = None
-    if name in ("lm_logits", "lm_inputs_embeds"):
-        where = ours.get("lm_attention_mask")
+    if mine is not None and name in _SHARED and recorded.shape[1:] == mine.shape[1:]:
+        if len(mine) == 1:
+            mine = mine.expand_as(recorded)
+        elif len(recorded) == 1:
+            recorded = recorded.expand_as(mine)
+    where = ours.get("lm_attention_mask") if name in _MASKED else None
     return _compare(name, recorded, mine, tolerance, where=where)
 
 
@@ -128,53 +143,43 @@ def _compare(
     where: Tensor | None = None,
 ) -> StageResult:
     if ours is None:
-        note = "the recording's inputs do not allow it"
-        return StageResult(stage, None, tolerance, None, note)
-    if recorded.numel() != ours.numel() or (ours.ndim and recorded.shape[-1:] != ours.shape[-1:]):
-        if not (ours.numel() == recorded.numel() == 1):
-            note = f"shape is {tuple(recorded.shape)}, this model gives {tuple(ours.shape)}"
-            return StageResult(stage, math.inf, tolerance, False, note)
+        return StageResult(stage, None, tolerance, None, _NO_INPUTS)
+    # Leading axes may be folded (images x regions); the last one has a meaning of its own.
+    same = recorded.numel() == ours.numel()
+    if not same or (ours.numel() > 1 and recorded.shape[-1:] != ours.shape[-1:]):
+        note = f"shape {tuple(recorded.shape)}, but this model gives {tuple(ours.shape)}"
+        return StageResult(stage, math.inf, tolerance, False, note)
     difference = (recorded.reshape(ours.shape).double() - ours.double()).abs()
     if where is not None:
         difference = difference[where.bool()]
     error = float(difference.max()) if difference.numel() else 0.0
-    note = "" if math.isfinite(error) else "not finite"
+    note = "" if math.isfinite(error) else "a value is not finite"
     return StageResult(stage, error, tolerance, error <= tolerance, note)
-
-
-def _are_ids(value: Tensor) -> bool:
-    return not value.is_floating_point() and value.ndim >= 2
 
 
 def _compare_ids(
     model: ScaModel,
-    stage: str,
-    recorded: Tensor,
+    name: str,
+    recorded: Recording,
     ours: Mapping[str, Tensor],
-    inputs: _Inputs,
-    all_settings: Mapping[str, Any],
-    info: Mapping[str, Any],
+    inputs: Inputs,
 ) -> StageResult:
+    stage = f"generate.{name}"
     if "query_embeddings" not in ours:
-        return StageResult(stage, None, 0.0, None, "the recording's inputs do not allow it")
-    name = stage.removeprefix("generate.")
-    settings, problem = _generation_settings(name, all_settings.get(name))
-    if settings is None:
-        return StageResult(stage, None, 0.0, None, problem)
-    mine = _generate(model, ours, inputs, *settings)
-    rows = recorded.flatten(0, -2).tolist()
+        return StageResult(stage, None, 0.0, None, _NO_INPUTS)
+    settings = settings_of(name, recorded.info)
+    if isinstance(settings, str):
+        return StageResult(stage, None, 0.0, None, f"not compared: {settings}")
+    mine = [list(ids) for ids in generate_ids(model, ours, inputs, settings)]
+    rows = captions_in(
+        recorded.id_rows(name), bos_token_id(model, recorded.info), model.config.eos_token_id
+    )
     if len(rows) != len(mine):
-        note = f"{len(rows)} rows, this model gives {len(mine)} (regions x caption heads)"
+        note = f"{len(rows)} rows, but this model gives {len(mine)}: regions x caption heads"
         return StageResult(stage, math.inf, 0.0, False, note)
-    bos, eos = _bos_token_id(model, info), model.config.eos_token_id
-    if rows and all(row and row[0] == bos for row in rows):
-        rows = [row[1:] for row in rows]
-    rows = [_through_end(row, eos) for row in rows]
-    differing = [i for i, (row, ids) in enumerate(zip(rows, mine, strict=True)) if row != list(ids)]
+    differing = [i for i, (theirs, own) in enumerate(zip(rows, mine, strict=True)) if theirs != own]
     note = ""
     if differing:
-        first = differing[0]
-        note = f"row {first}: {rows[first]}, this model gives {list(mine[first])}"
+        row = differing[0]
+        note = f"row {row} is {rows[row]}, but this model gives {mine[row]}"
     return StageResult(stage, float(len(differing)), 0.0, not differing, note)
-
-

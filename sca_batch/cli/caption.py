@@ -177,7 +177,7 @@ _batch_options = _section(
 @_region_options
 @_batch_options
 @click.pass_context
-def caption(ctx: click.Context, sources: tuple[str, ...], **options: Any) -> None:
+def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> None:
     """Find the regions of every image in SOURCE and describe each one.
 
     SOURCE is a folder (searched at any depth, images known by their content), image files, a
@@ -290,12 +290,13 @@ def _caption_to_folder(
 
 def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     from sca_batch.data.plan import plan_head
-    from sca_batch.data.sources import plan_sources
+    from sca_batch.data.sources import has_image_suffix, plan_sources
     from sca_batch.images import looks_like_image
 
     plan = plan_sources(
         sources,
-        is_image=looks_like_image,
+        # A broken file that claims to be an image gets a row that says what is wrong with it.
+        is_image=lambda path: has_image_suffix(path) or looks_like_image(path),
         box_format=options["box_format"],
         stdin=sys.stdin.buffer if "-" in sources else None,
     )

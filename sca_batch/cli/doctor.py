@@ -45,7 +45,8 @@ def examine() -> dict[str, Any]:
     """Everything that is reported, as plain values."""
     from sca_batch import __version__
 
-    packages, problems = {}, []
+    packages: dict[str, str | None] = {}
+    problems: list[str] = []
     for name, purpose in PACKAGES.items():
         try:
             packages[name] = importlib.metadata.version(name)

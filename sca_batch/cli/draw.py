@@ -33,7 +33,7 @@ def draw(
     Example:
       sca draw images-captions dog.jpg -o dog-regions.png
     """
-    from sca_batch.data.lookup import find_row
+    from sca_batch.data.shards import find_row
     from sca_batch.errors import ScaError
     from sca_batch.images import read_image
     from sca_batch.reports.draw import draw_regions

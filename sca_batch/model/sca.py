@@ -116,18 +116,20 @@ class ScaModel(nn.Module):
     def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
         """SAM's estimate of each mask's IoU, (R, M)."""
         with self._autocast():
-            return self.mask_decoder.predict_iou(tokens_RTD).float()
+            iou_RM: Tensor = self.mask_decoder.predict_iou(tokens_RTD).float()
+        return iou_RM
 
     def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
         """Low-res mask logits (R, M, 4H, 4W)."""
         with self._autocast():
-            return self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
+            masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
+        return masks_RM
 
     def mix(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
         """The text feature mixer: caption queries (R, C, Q, D)."""
         with self._autocast():
             position_1ND = self.position_code().flatten(2).transpose(1, 2)
-            queries_RQD = self.mixer(tokens_RTD, features_RND, position_1ND)
+            queries_RQD: Tensor = self.mixer(tokens_RTD, features_RND, position_1ND)
         heads = self.config.num_caption_heads
         return queries_RQD.float().reshape(len(queries_RQD), heads, -1, queries_RQD.shape[-1])
 

@@ -1,5 +1,7 @@
 """Composed scenes to tensors: what one training step looks at."""
 
+# ruff: noqa: N815  (shape suffixes)
+
 # Shape letters:  B images   N visible objects of all images   R box prompts   P point prompts
 #                 C captioned prompts, boxes first   L caption ids   S pixels of the square input
 #                 H, W low-res masks
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 END_TOKEN = "<|endoftext|>"
+Floats = npt.NDArray[np.float32]
+
 BACKGROUND = -1
 PADDING = -100
 
@@ -87,9 +91,7 @@ class SceneBatches(Dataset[StepBatch]):
             self._tokenizer = read_tokenizer(self.tokenizer_folder, eos_token_id=self.eos_token_id)
         first = step * self.recipe.images_per_step
         scenes = [
-            compose_scene(
-                first + i, self.art, split="train", size_px=self.recipe.sizes.image_size
-            )
+            compose_scene(first + i, self.art, split="train", size_px=self.recipe.sizes.image_size)
             for i in range(self.recipe.images_per_step)
         ]
         rng = np.random.default_rng([self.recipe.seed, step])
@@ -107,12 +109,20 @@ def batch_from_scenes(
     size = recipe.sizes.image_size
     labels = {concept.label: i for i, concept in enumerate(art.concepts)}
     cells = size // recipe.sizes.patch_size * 4
-    covers, image_of_object, label_of_object = [], [], []
-    boxes, object_of_box, image_of_box = [], [], []
-    points, object_of_point, image_of_point = [], [], []
-    captioned_boxes: list[list[int]] = []
-    captioned_points: list[list[int]] = []
-    captioned, tasks_boxes, tasks_points = [], [], []
+    covers: list[Floats] = []
+    image_of_object: list[int] = []
+    label_of_object: list[int] = []
+    boxes: list[Floats] = []
+    object_of_box: list[int] = []
+    image_of_box: list[int] = []
+    points: list[Floats] = []
+    object_of_point: list[int] = []
+    image_of_point: list[int] = []
+    captioned: list[int] = []
+    ids_of_box: list[list[int]] = []
+    ids_of_point: list[list[int]] = []
+    task_of_box: list[int] = []
+    task_of_point: list[int] = []
     for b, scene in enumerate(scenes):
         first = len(image_of_object)
         covers.append(coverage(scene.masks, cells))
@@ -123,25 +133,23 @@ def batch_from_scenes(
             object_of_box.append(first + k)
             image_of_box.append(b)
             task, text = _phrase(scene, k, recipe, rng)
-            tasks_boxes.append(task)
-            captioned_boxes.append(tokenizer.encode(text))
-        for i, k in enumerate(
-            _cycle(rng.permutation(len(scene.masks)), recipe.points_per_image)
-        ):
+            task_of_box.append(task)
+            ids_of_box.append(tokenizer.encode(text))
+        for i, k in enumerate(_cycle(rng.permutation(len(scene.masks)), recipe.points_per_image)):
             if i < recipe.captioned_points_per_image:
                 captioned.append(len(points))
                 task, text = _phrase(scene, k, recipe, rng)
-                tasks_points.append(task)
-                captioned_points.append(tokenizer.encode(text))
+                task_of_point.append(task)
+                ids_of_point.append(tokenizer.encode(text))
             points.append(_point_in(scene.masks[k], rng))
             object_of_point.append(first + k)
             image_of_point.append(b)
-        background = ~scene.masks.any(axis=0)
+        background = np.logical_not(scene.masks.any(axis=0))
         for _ in range(recipe.background_points_per_image):
             points.append(_point_in(background, rng))
             object_of_point.append(BACKGROUND)
             image_of_point.append(b)
-    ids = captioned_boxes + captioned_points
+    ids = ids_of_box + ids_of_point
     ids_CL = np.full((len(ids), max(map(len, ids))), PADDING, np.int64)
     for row, caption in zip(ids_CL, ids, strict=True):
         row[: len(caption)] = caption
@@ -158,15 +166,15 @@ def batch_from_scenes(
         image_P=torch.tensor(image_of_point),
         captioned_P=torch.tensor(captioned, dtype=torch.long),
         ids_CL=torch.from_numpy(ids_CL),
-        task_C=torch.tensor(tasks_boxes + tasks_points),
+        task_C=torch.tensor(task_of_box + task_of_point),
     )
 
 
-def coverage(masks_NYX: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.float32]:
+def coverage(masks_NYX: npt.NDArray[np.bool_], cells: int) -> Floats:
     """The share of each cell that a mask covers, (N, cells, cells)."""
     num, height, width = masks_NYX.shape
     grouped = masks_NYX.reshape(num, cells, height // cells, cells, width // cells)
-    shares: npt.NDArray[np.float32] = grouped.mean(axis=(2, 4), dtype=np.float32)
+    shares: Floats = grouped.mean(axis=(2, 4), dtype=np.float32)
     return shares
 
 
@@ -210,9 +218,7 @@ def _texts(recipe: Recipe, art: Art) -> Iterable[str]:
         yield concept.label
 
 
-def _phrase(
-    scene: Scene, k: int, recipe: Recipe, rng: np.random.Generator
-) -> tuple[int, str]:
+def _phrase(scene: Scene, k: int, recipe: Recipe, rng: np.random.Generator) -> tuple[int, str]:
     if rng.random() < recipe.recognition_share:
         return TASKS.index("recognition"), scene.concepts[k]
     captions = scene.captions[k]
@@ -220,19 +226,17 @@ def _phrase(
     return TASKS.index("caption"), captions[0 if simple else rng.integers(len(captions))]
 
 
-def _jittered(
-    box_xyxy: npt.NDArray[np.float32], size: int, recipe: Recipe, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _jittered(box_xyxy: Floats, size: int, recipe: Recipe, rng: np.random.Generator) -> Floats:
     if rng.random() < recipe.exact_boxes:
         return box_xyxy
     sides = np.tile(box_xyxy[2:] - box_xyxy[:2], 2)
     # SAM's own jitter: a tenth of the side, at most 20 pixels of 1024.
     noise = np.clip(rng.normal(0, recipe.box_jitter, 4) * sides, -size / 50, size / 50)
-    moved: npt.NDArray[np.float32] = np.clip(box_xyxy + noise, 0, size).astype(np.float32)
+    moved: Floats = np.clip(box_xyxy + noise, 0, size).astype(np.float32)
     return moved
 
 
-def _point_in(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def _point_in(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Floats:
     """The x and y of a random pixel of the mask; SAM adds half a pixel itself."""
     pixels = np.flatnonzero(mask)
     if not len(pixels):  # objects that leave no background: rare, and a corner will do

@@ -34,9 +34,7 @@ def step_losses(
     embedding_BDHW = model.encode_image(batch.pixels_B3SS)
     with model._autocast():
         sparse_box, dense = encode_prompts(model.prompt_encoder, boxes_R4=batch.boxes_R4)
-        sparse_point, _ = encode_prompts(
-            model.prompt_encoder, points_RP2=batch.points_P2[:, None]
-        )
+        sparse_point, _ = encode_prompts(model.prompt_encoder, points_RP2=batch.points_P2[:, None])
         # A box is two tokens, and so is a lone point with SAM's padding point: one batch.
         image_K = torch.cat([batch.image_R, batch.image_P])
         tokens_KTD, features_KND = model.mask_decoder.fuse(
