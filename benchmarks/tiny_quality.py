@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sca_batch.boxes import rle_to_mask
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
-from sca_batch.boxes import rle_to_mask
 from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
 from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.scoring import RegionScore, score_scene, summarise
@@ -123,7 +123,9 @@ def by_area(scores: list[RegionScore]) -> dict[str, list[RegionScore]]:
         name: [] for name in ("below 1 %", "1 to 3 %", "3 to 10 %", "above 10 %")
     }
     for row in scores:
-        groups[list(groups)[sum(row.area_share >= limit for limit in (0.01, 0.03, 0.1))]].append(row)
+        groups[list(groups)[sum(row.area_share >= limit for limit in (0.01, 0.03, 0.1))]].append(
+            row
+        )
     return {name: rows for name, rows in groups.items() if rows}
 
 

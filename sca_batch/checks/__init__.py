@@ -7,5 +7,6 @@ the stages. `tests/golden/README.md` describes the format.
 
 from sca_batch.checks.compare import StageResult, check, verdict
 from sca_batch.checks.record import record
+from sca_batch.checks.recordings import Recording, read_recording
 
-__all__ = ["StageResult", "check", "record", "verdict"]
+__all__ = ["Recording", "StageResult", "check", "read_recording", "record", "verdict"]

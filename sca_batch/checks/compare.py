@@ -42,7 +42,7 @@ class StageResult:
 
 
 def check(
-    model: ScaModel, recording: Path, *, atol: Mapping[str, float] | None = None
+    model: ScaModel, recording: Path | Recording, *, atol: Mapping[str, float] | None = None
 ) -> list[StageResult]:
     """Compares a model, wherever and however it runs, with a recording, stage by stage.
 
@@ -54,7 +54,7 @@ def check(
         ScaError: where the folder is no recording or nothing in it can be compared, where an
             input does not fit the model, and where `atol` names no stage.
     """
-    recorded = read_recording(recording)
+    recorded = recording if isinstance(recording, Recording) else read_recording(recording)
     tolerances = _tolerances(recorded, atol or {})
     inputs = inputs_for(model, recorded)
     ours = run_stages(model, inputs, wanted=_wanted(recorded))
@@ -80,7 +80,7 @@ def check(
     ]
     if not any(result.ok is not None for result in results):
         reasons = "; ".join(f"{result.stage} ({result.note})" for result in results[:4])
-        raise ScaError(f"{recording}: nothing in this recording can be compared: {reasons}")
+        raise ScaError(f"{recorded.folder}: nothing in this recording can be compared: {reasons}")
     return results
 
 

@@ -17,6 +17,7 @@ from sca_batch.checks.recordings import Recording, inputs_for, write_recording
 from sca_batch.checks.stages import GENERATED, STAGES, generate_ids, run_stages
 from sca_batch.errors import ScaError
 from sca_batch.images import preprocess, read_image
+from sca_batch.model.checkpoint import parameter_counts
 from sca_batch.model.config import ARCHITECTURES, TASKS
 from sca_batch.model.sca import ScaModel
 
@@ -61,6 +62,7 @@ def record(
     if task not in TASKS:
         raise ScaError(f"task {task!r}: expected one of {', '.join(TASKS)}")
 
+    num_parameters, num_trainable = parameter_counts(model)
     info: dict[str, Any] = {
         "architecture": ARCHITECTURES[0],
         "tasks": [task],
@@ -72,7 +74,8 @@ def record(
         "generate": GENERATE_SETTINGS,
         "bos_token_id": bos_token_id(model, {}),
         "eos_token_id": model.config.eos_token_id,
-        "n_params": sum(p.numel() for p in model.parameters()),
+        "n_params": num_parameters,
+        "n_trainable": num_trainable,
         "device": model.device.type,
         "dtype": str(model.autocast_dtype or torch.float32).removeprefix("torch."),
         "torch": torch.__version__,

@@ -469,8 +469,10 @@ class _Progress:
     def resumed(self, images: int) -> None:
         if images:
             self.done += images
-            self.bar.initial += images
-            self.bar.update(images)
+            if not self.bar.disable:
+                # Counted, but not as this session's speed.
+                self.bar.initial += images
+                self.bar.update(images)
             log.info("%s of %s images are done already.", f"{self.done:,}", f"{self.total:,}")
 
     def record(self, record: Any) -> None:

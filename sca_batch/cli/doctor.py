@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from sca_batch.errors import ScaError
+
 # package -> what it is for, and how to get it; None where nothing needs it to run.
 PACKAGES = {
     "torch": "runs the model",
@@ -122,8 +124,8 @@ def _devices() -> tuple[list[str], list[str]]:
 def _bundled_model() -> tuple[str, list[str]]:
     from sca_batch.model.zoo import bundled_folder
 
-    folder = bundled_folder("sca-tiny")
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        return "missing", [f"{weights} is missing: reinstall sca"]
-    return f"sca-tiny, {weights.stat().st_size / 1e6:.1f} MB", []
+    try:
+        weights = bundled_folder("sca-tiny") / "model.safetensors"
+        return f"sca-tiny, {weights.stat().st_size / 1e6:.1f} MB", []
+    except (ScaError, OSError) as error:
+        return "missing", [str(error)]

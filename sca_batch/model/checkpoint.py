@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ from sca_batch.model.config import (
 )
 from sca_batch.model.language import restore_buffers
 from sca_batch.model.sca import ScaModel
-from sca_batch.model.tokenizer import CaptionTokenizer, find_tokenizer, read_tokenizer
+from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 
 __all__ = [
     "compose",
     "load_checkpoint",
+    "parameter_counts",
     "published_name",
     "published_state",
     "save_checkpoint",
@@ -129,7 +131,7 @@ def load_checkpoint(folder: Path) -> ScaModel:
     """
     config = read_config(folder)
     tokenizer = None
-    if find_tokenizer(folder):
+    if tokenizer_files(folder):
         tokenizer = read_tokenizer(folder, eos_token_id=config.eos_token_id)
     return _assemble(config, read_weights(folder), tokenizer, where=str(folder))
 
@@ -205,7 +207,7 @@ def compose(
         tokenizer_name=str(text_raw.get("_name_or_path") or ""),
     )
     tokenizer = None
-    if find_tokenizer(language_model):
+    if tokenizer_files(language_model):
         tokenizer = read_tokenizer(language_model, eos_token_id=config.eos_token_id)
     where = f"sam={sam}, lm={language_model}, mixer={mixer}"
     return _assemble(config, sam_state | text_state | own, tokenizer, where=where)
@@ -253,6 +255,21 @@ def weights_digest(model: ScaModel) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def parameter_counts(model: ScaModel) -> tuple[int, int]:
+    """All parameters and the trainable ones, counted as the published implementation does.
+
+    A tied head counts once; the position code is not one (a buffer there).
+    """
+    counted = {
+        parameter: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name != _POSITION
+    }
+    modules = model.trainable_modules().values()
+    trained = (parameter for module in modules for parameter in module.parameters())
+    return sum(counted.values()), sum(parameter.numel() for parameter in trained)
 
 
 def build_empty(config: ScaConfig) -> ScaModel:
@@ -435,7 +452,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ScaError(f"{path}: not a safetensors file: {error}") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            # About a pickle of another protocol; either it can be read, or the error says so.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except _BAD_PICKLE as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ScaError(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from sca_batch.errors import ScaError
 
-__all__ = ["CaptionTokenizer", "find_tokenizer", "read_tokenizer"]
+__all__ = ["CaptionTokenizer", "read_tokenizer", "tokenizer_files"]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+# In the order of preference. OpenLLaMA's sentencepiece file comes first: its conversion to a fast
+# tokenizer is known to split words otherwise, and the model was trained on the original.
+TOKENIZER_FILES = (("tokenizer.model",), ("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 MAX_CAPTION_IDS = 18  # the reference truncates to model_max_length 20 less two, then adds the end
 
@@ -37,41 +39,39 @@ class CaptionTokenizer:
         return self.decode_ids([i for i in ids if i not in self.special_ids])
 
 
-def find_tokenizer(folder: Path) -> bool:
-    """True when the folder has files that `read_tokenizer` understands."""
-    names = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    return bool(names & {"tokenizer.json", "tokenizer.model"}) or names >= {
-        "vocab.json",
-        "merges.txt",
-    }
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """The files of a folder that `read_tokenizer` reads; empty where it has no tokenizer."""
+    for names in TOKENIZER_FILES:
+        if all((folder / name).is_file() for name in names):
+            return names
+    return ()
 
 
 def read_tokenizer(folder: Path, *, eos_token_id: int) -> CaptionTokenizer:
     """Reads `tokenizer.model`, `tokenizer.json`, or GPT-2's `vocab.json` with `merges.txt`.
 
-    OpenLLaMA's sentencepiece file comes first: its conversion to a fast tokenizer is known to
-    split words otherwise, and the model was trained on the original.
-
     Raises:
         ScaError: when there is none, or it cannot be read.
     """
+    files = tokenizer_files(folder)
+    if not files:
+        raise ScaError(
+            f"{folder}: no tokenizer. Expected tokenizer.json, tokenizer.model, or vocab.json with "
+            "merges.txt; copy those of the language model beside the weights"
+        )
+    readers = {
+        "tokenizer.model": _from_sentencepiece,
+        "tokenizer.json": _from_tokenizer_json,
+        "vocab.json": _from_gpt2_files,
+    }
     try:
-        if (folder / "tokenizer.model").is_file():
-            return _from_sentencepiece(folder / "tokenizer.model", eos_token_id)
-        if (folder / "tokenizer.json").is_file():
-            return _from_tokenizer_json(folder / "tokenizer.json", eos_token_id)
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return _from_gpt2_files(folder, eos_token_id)
+        return readers[files[0]](folder / files[0], eos_token_id)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ScaError(f"{folder}: its tokenizer cannot be read: {error}") from None
+        raise ScaError(f"{folder / files[0]}: cannot be read: {error}") from None
     except Exception as error:  # `tokenizers` raises bare Exceptions on malformed files
         if type(error) is not Exception:
             raise
-        raise ScaError(f"{folder}: its tokenizer cannot be read: {error}") from None
-    raise ScaError(
-        f"{folder}: no tokenizer. Expected tokenizer.json, tokenizer.model, or vocab.json with "
-        "merges.txt; copy those of the language model beside the weights"
-    )
+        raise ScaError(f"{folder / files[0]}: cannot be read: {error}") from None
 
 
 def _from_sentencepiece(path: Path, eos_token_id: int) -> CaptionTokenizer:
@@ -105,13 +105,12 @@ def _from_tokenizer_json(path: Path, eos_token_id: int) -> CaptionTokenizer:
     )
 
 
-def _from_gpt2_files(folder: Path, eos_token_id: int) -> CaptionTokenizer:
+def _from_gpt2_files(path: Path, eos_token_id: int) -> CaptionTokenizer:
     from tokenizers import ByteLevelBPETokenizer
 
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    tokenizer = ByteLevelBPETokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), add_prefix_space=False
-    )
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    merges = path.with_name("merges.txt")
+    tokenizer = ByteLevelBPETokenizer(str(path), str(merges), add_prefix_space=False)
     special = {vocabulary["<|endoftext|>"]} if "<|endoftext|>" in vocabulary else set()
     return CaptionTokenizer(
         encode_text=lambda text: list(tokenizer.encode(text).ids),

@@ -16,7 +16,7 @@ import torch
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import compose, load_checkpoint, weight_files
 from sca_batch.model.sca import ScaModel
-from sca_batch.model.tokenizer import find_tokenizer, read_tokenizer
+from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -162,7 +162,7 @@ def locate(name_or_path: str | Path) -> Path | Composition:
         )
     if _is_hub_id(name):
         return _download(name, weights=True)
-    raise ScaError(f"no model {name!r}: {_suggestion(name)}")
+    raise ScaError(f"no model {name!r}. {_suggestion(name)}".rstrip())
 
 
 def bundled_folder(name: str) -> Path:
@@ -238,11 +238,10 @@ def _located_parts(name: str) -> Composition:
             f"model {name!r}: no {absent[0]}=...; expected sam=PATH_OR_HUB_ID,lm=PATH_OR_HUB_ID,"
             "mixer=PATH"
         )
-    return Composition(
-        sam=_located_part("sam", parts["sam"]),
-        language_model=_located_part("lm", parts["lm"]),
-        mixer=_located_part("mixer", parts["mixer"]),
-    )
+    # The mixer first: it is small and most likely here, so that a typing error costs no download.
+    mixer = _located_part("mixer", parts["mixer"])
+    sam = _located_part("sam", parts["sam"])
+    return Composition(sam, _located_part("lm", parts["lm"]), mixer)
 
 
 def _located_part(part: str, value: str) -> Path:
@@ -276,7 +275,7 @@ def _fetch_tokenizer(model: ScaModel, name: str) -> None:
             ) from None
     else:
         return
-    if find_tokenizer(folder):
+    if tokenizer_files(folder):
         model.tokenizer = read_tokenizer(folder, eos_token_id=model.config.eos_token_id)
 
 
@@ -321,7 +320,7 @@ def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     except RepositoryNotFoundError:
         raise ScaError(
             f"{repository}: no folder here, and no such model on the hub, or a private one. "
-            f"{_suggestion(repository)} For a private one log in: hf auth login"
+            f"{_suggestion(repository)}For a private one log in: hf auth login"
         ) from None
     except RevisionNotFoundError:
         raise ScaError(
@@ -333,7 +332,8 @@ def _snapshot(repository: str, revision: str, patterns: Sequence[str]) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ScaError(
             f"{repository}: no folder here, not in the hub's cache, and the hub cannot be reached. "
-            "Copy the model's files into a folder and name that, or use the bundled --model "
+            + _near_names(repository)
+            + "Copy the model's files into a folder and name that, or use the bundled --model "
             f"{DEFAULT_MODEL}"
         ) from None
     except (_transport_error(HfHubHTTPError), OSError) as error:
@@ -351,19 +351,23 @@ def _transport_error(hub_error: type[Exception]) -> type[Exception]:
 
 def _suggestion(name: str) -> str:
     """What to type next for a name that means nothing."""
+    return _near_names(name) or (
+        "Expected a checkpoint folder, a hub id (owner/name), or a name that `sca model list` "
+        "shows. "
+    )
+
+
+def _near_names(name: str) -> str:
+    """A question for a name that looks like a known model or a folder beside; else empty."""
     short = {known.split("/")[-1]: known for known in MODELS}
     near = [
         *difflib.get_close_matches(name, MODELS, n=2),
         *(short[n] for n in difflib.get_close_matches(name.split("/")[-1], short, n=2)),
     ]
-    if near:
-        return f"did you mean {' or '.join(dict.fromkeys(near))}?"
     parent = Path(name).parent
-    if parent.is_dir():
-        names = sorted(path.name for path in parent.iterdir() if path.is_dir())
-        beside = difflib.get_close_matches(Path(name).name, names, n=2)
-        if beside:
-            return f"did you mean {' or '.join(str(parent / folder) for folder in beside)}?"
-    return (
-        "expected a checkpoint folder, a hub id (owner/name), or a name that `sca model list` shows"
-    )
+    if not near and parent.is_dir():
+        folders = [path.name for path in parent.iterdir() if path.is_dir()]
+        beside = difflib.get_close_matches(Path(name).name, sorted(folders), n=2)
+        near = [str(parent / folder) for folder in beside]
+    near = [known for known in dict.fromkeys(near) if known != name]
+    return f"Did you mean {' or '.join(near)}? " if near else ""

@@ -22,7 +22,7 @@ from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer
 from sca_batch.train.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
-from sca_batch.train.losses import step_losses
+from sca_batch.train.losses import build_classifiers, step_losses
 from sca_batch.train.recipes import Recipe
 from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.scoring import score_scene, summarise
@@ -41,7 +41,7 @@ class _Run:
     """What a checkpoint holds."""
 
     model: ScaModel
-    classifier: nn.Linear
+    classifiers: nn.ModuleDict
     optimizer: torch.optim.AdamW
     step: int = 0  # the next one
 
@@ -88,7 +88,7 @@ def train(
             lr = learning_rate(recipe, step)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
-            losses = step_losses(run.model, run.classifier, batch, recipe)
+            losses = step_losses(run.model, run.classifiers, batch, recipe)
             if not math.isfinite(losses.total.item()):
                 raise ScaError(
                     f"step {step}: the loss is {losses.total.item()} on the scenes from seed "
@@ -146,10 +146,7 @@ def initialise(model: ScaModel, seed: int) -> None:
     """Fills an empty model: transformers' own initialisation leaves SAM's encoder at zero.
 
     Truncated normal 0.02 in the encoder (ViT), 0.02 with scaled residuals in the language model
-    (GPT-2), torch's defaults in the mask decoder and the mixer, as in segment_anything, but for
-    two starts that save a small model thousands of steps: the encoder's positions begin as
-    sines and cosines, and queries and keys begin with the same projection, so that prompts attend
-    to where they point and cells to the prompts near them.
+    (GPT-2), torch's defaults in the mask decoder and the mixer, as in segment_anything.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -176,33 +173,19 @@ def initialise(model: ScaModel, seed: int) -> None:
                 nn.init.uniform_(weight, -bound, bound, generator=generator)
             if isinstance(bias, Tensor):
                 nn.init.zeros_(bias)
-        for name, module in model.named_modules():
-            if name.startswith(("mask_decoder", "mixer")) and hasattr(module, "k_proj"):
-                # Twice as large: the code of a place then stands out among 256 cells.
-                module.q_proj.weight.mul_(2)
-                module.k_proj.weight.copy_(module.q_proj.weight)
         layers = model.language_model.config.num_hidden_layers
         for name, parameter in model.named_parameters():
             if name.endswith("pos_embed"):
-                parameter.copy_(0.5 * _sines(parameter.shape[1], parameter.shape[3]))
+                normal(parameter, 0.02)
             elif "rel_pos" in name:
                 nn.init.zeros_(parameter)
             elif name.startswith("language_model") and name.endswith("c_proj.weight"):
                 normal(parameter, 0.02 / math.sqrt(2 * layers))
             elif name.endswith("positional_embedding"):
-                # SAM's scale is 1. Small objects are placed better with a somewhat finer code.
+                # SAM's scale of 1 is for a grid of 64; for one of 16 a code twice as coarse would
+                # do, but small objects are placed better with a finer one.
                 parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator))
                 parameter.requires_grad_(False)  # fixed in SAM, as in Fourier features
-
-
-def _sines(side: int, width: int) -> Tensor:
-    """The fixed 2-D position code of ViT baselines (arXiv:2205.01580), (1, side, side, width)."""
-    frequency = 10_000.0 ** (-torch.arange(width // 4) / max(width // 4 - 1, 1))
-    angle = torch.arange(side)[:, None] * frequency
-    code = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
-    rows = code[:, None].expand(-1, side, -1)
-    columns = code[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=-1)[None]
 
 
 def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report) -> _Run:
@@ -216,18 +199,14 @@ def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report)
     config = recipe.sizes.config(vocab_size=vocab_size, eos_token_id=END_TOKEN_ID)
     model = ScaModel(config)
     initialise(model, recipe.seed)
-    classifier = nn.Linear(config.width, len(art.concepts))
-    nn.init.normal_(
-        classifier.weight, std=0.02, generator=torch.Generator().manual_seed(recipe.seed)
-    )
-    nn.init.zeros_(classifier.bias)
-    run = _Run(model.train(), classifier, _optimizer(model, classifier, recipe))
+    classifiers = build_classifiers(config, len(art.concepts), recipe.seed)
+    run = _Run(model.train(), classifiers, _optimizer(model, classifiers, recipe))
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if state["recipe"] != _recipe_key(recipe):
             raise ScaError(f"{checkpoint} is of another recipe; choose another folder for this one")
         model.load_state_dict(state["model"])
-        classifier.load_state_dict(state["classifier"])
+        classifiers.load_state_dict(state["classifiers"])
         run.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         run.step = int(state["step"])
@@ -240,11 +219,11 @@ def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report)
     return run
 
 
-def _optimizer(model: ScaModel, classifier: nn.Linear, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(model: ScaModel, classifiers: nn.ModuleDict, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; biases, norms and embeddings of positions do not decay."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for name, parameter in [*model.named_parameters(), *classifier.named_parameters()]:
+    for name, parameter in [*model.named_parameters(), *classifiers.named_parameters()]:
         if parameter.requires_grad:
             no_decay = parameter.ndim < 2 or "pos" in name or "embed.weight" in name
             (free if no_decay else decayed).append(parameter)
@@ -316,7 +295,7 @@ def _save(run: _Run, recipe: Recipe, out: Path) -> None:
                 "recipe": _recipe_key(recipe),
                 "step": run.step,
                 "model": run.model.state_dict(),
-                "classifier": run.classifier.state_dict(),
+                "classifiers": run.classifiers.state_dict(),
                 "optimizer": run.optimizer.state_dict(),
                 "rng": torch.get_rng_state(),
             },

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sca_batch.model.config import TASKS
+from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.sam import encode_prompts
 from sca_batch.model.sca import ScaModel, caption_loss
 from sca_batch.train.examples import BACKGROUND, PADDING, StepBatch
 from sca_batch.train.recipes import Recipe
 
-__all__ = ["StepLosses", "label_loss", "mask_losses", "step_losses"]
+__all__ = ["StepLosses", "build_classifiers", "mask_losses", "step_losses"]
+
+OWN_TOKENS = 5  # of SAM's decoder, before the prompt's: one for the IoU, four for the masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,28 @@ class StepLosses:
     parts: dict[str, Tensor]
 
 
+def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.ModuleDict:
+    """Linear classifiers for training only, one at each station on the way to a caption.
+
+    A caption's gradient alone takes thousands of steps to find its way from the language model
+    to an encoder that starts from nothing.
+    """
+    widths = {
+        "embedding": config.width,
+        "tokens": config.width * OWN_TOKENS,
+        "queries": config.width * config.num_caption_tokens * config.num_caption_heads,
+    }
+    generator = torch.Generator().manual_seed(seed)
+    classifiers = nn.ModuleDict()
+    for name, width in widths.items():
+        classifiers[name] = linear = nn.Linear(width, num_labels)
+        nn.init.normal_(linear.weight, std=0.02, generator=generator)
+        nn.init.zeros_(linear.bias)
+    return classifiers
+
+
 def step_losses(
-    model: ScaModel, classifier: nn.Linear, batch: StepBatch, recipe: Recipe
+    model: ScaModel, classifiers: nn.ModuleDict, batch: StepBatch, recipe: Recipe
 ) -> StepLosses:
     """One forward pass: every image encoded once, all prompts decoded, some captioned."""
     embedding_BDHW = model.encode_image(batch.pixels_B3SS)
@@ -55,23 +77,31 @@ def step_losses(
 
     num_boxes = len(batch.boxes_R4)
     captioned = torch.cat([torch.arange(num_boxes), num_boxes + batch.captioned_P])
-    prefix = model.prefix(
-        model.mix(tokens_KTD[captioned], features_KND[captioned]),
-        [TASKS[i] for i in batch.task_C.tolist()],
-    )
+    queries = model.mix(tokens_KTD[captioned], features_KND[captioned])
+    prefix = model.prefix(queries, [TASKS[i] for i in batch.task_C.tolist()])
     attention_CL = (batch.ids_CL != PADDING).long()
     logits, _ = model.caption_logits(prefix, batch.ids_CL.clamp(min=0), attention_CL)
     caption = caption_loss(logits, batch.ids_CL, label_smoothing=recipe.label_smoothing)
 
-    label = label_loss(embedding_BDHW, classifier, batch)
-    parts = {"focal": focal, "dice": dice, "iou": iou, "caption": caption, "label": label}
+    on_object = object_K != BACKGROUND
+    stations = {
+        "embedding": (pooled_embedding(embedding_BDHW, batch), batch.label_N),
+        "tokens": (
+            tokens_KTD[on_object, :OWN_TOKENS].flatten(1),
+            batch.label_N[object_K[on_object]],
+        ),
+        "queries": (queries.flatten(1), batch.label_N[object_K[captioned]]),
+    }
+    parts = {"focal": focal, "dice": dice, "iou": iou, "caption": caption}
     weights = {
         "focal": recipe.focal_weight,
         "dice": recipe.dice_weight,
         "iou": recipe.iou_weight,
         "caption": recipe.caption_weight,
-        "label": recipe.label_weight,
     }
+    for name, (features, labels) in stations.items():
+        parts[f"label_{name}"] = nn.functional.cross_entropy(classifiers[name](features), labels)
+        weights[f"label_{name}"] = recipe.label_weight
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return StepLosses(total, parts)
 
@@ -127,11 +157,9 @@ def soft_iou(logits_KMX: Tensor, cover_KMX: Tensor) -> Tensor:
     return smaller.sum(dim=-1) / larger.sum(dim=-1).clamp(min=1e-6)
 
 
-def label_loss(embedding_BDHW: Tensor, classifier: nn.Linear, batch: StepBatch) -> Tensor:
-    """Cross entropy of a linear classifier of the embedding's mean inside each visible mask."""
+def pooled_embedding(embedding_BDHW: Tensor, batch: StepBatch) -> Tensor:
+    """The embedding's mean inside each visible mask, (N, D)."""
     grid = embedding_BDHW.shape[-1]
     cover_NX = nn.functional.adaptive_avg_pool2d(batch.cover_NHW[:, None], grid).flatten(1)
     cover_NX = cover_NX / cover_NX.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    features_NDX = embedding_BDHW.flatten(2)[batch.image_N]
-    pooled_ND = torch.einsum("nx,ndx->nd", cover_NX, features_NDX)
-    return nn.functional.cross_entropy(classifier(pooled_ND), batch.label_N)
+    return torch.einsum("nx,ndx->nd", cover_NX, embedding_BDHW.flatten(2)[batch.image_N])

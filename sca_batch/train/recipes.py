@@ -108,7 +108,7 @@ class Recipe:
     sizes: ModelSizes = field(default_factory=ModelSizes)
     seed: int = 42  # the reference code's
 
-    steps: int = 4_600
+    steps: int = 5_000
     images_per_step: int = 8  # many small steps: data is endless, time is not
     boxes_per_image: int = 4
     points_per_image: int = 4
@@ -137,9 +137,8 @@ class Recipe:
     other_masks_weight: float = 0.1
     caption_weight: float = 1.0
     label_smoothing: float = 0.1  # SCA's
-    # A linear classifier over the embedding inside each visible mask, thrown away at the end: the
-    # shortest way for an encoder that starts from nothing to learn what objects are.
-    label_weight: float = 0.5
+    # Of each of the classifiers that help training and are thrown away: see losses.py.
+    label_weight: float = 1.0
 
     validate_every: int = 400
     validation_scenes: int = 48

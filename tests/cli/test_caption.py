@@ -1,0 +1,239 @@
+"""The command as a person runs it: real files, real processes, exit codes and messages."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from sca_batch.cli import main
+
+ROOT = Path(__file__).parents[2]
+# What the little shapes model needs to find anything; the defaults are for real SAM.
+SMALL = {
+    "--points-per-side": "6",
+    "--pred-iou-thresh": "0.5",
+    "--stability-score-thresh": "0.7",
+    "--stability-score-offset": "0.5",
+    "--num-beams": "1",
+    "--max-new-tokens": "5",
+}
+
+
+@dataclass
+class Done:
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def sca(tmp_path, shapes_folder, monkeypatch, capfd):
+    """Runs `sca ARGUMENTS` in a folder; `caption` gets the shapes model and its settings."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0, stdin=None):
+        typed = list(map(str, arguments))
+        if typed[0] == "caption" and "--model" not in typed:
+            typed += ["--model", str(shapes_folder)]
+        if typed[0] == "caption":
+            typed += [a for pair in SMALL.items() if pair[0] not in typed for a in pair]
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(typed)
+        out, err = capfd.readouterr()
+        assert ended.value.code == code, err
+        assert "Traceback" not in err
+        return Done(out, err)
+
+    return run
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_a_folder_becomes_a_dataset_that_other_tools_open(sca, shapes_images, tmp_path):
+    done = sca("caption", "images")
+    assert done.stdout == ""
+    assert "Captioned 3 images" in done.stderr
+    out = tmp_path / "images-captions"
+    coco = COCO(out / "captions.json")
+    annotations = coco.loadAnns(coco.getAnnIds())
+    assert len(coco.getImgIds()) == 3
+    assert len(annotations) > 3
+    for annotation in annotations:
+        rle = coco.annToRLE(annotation)
+        assert coco_mask.area(rle) == annotation["area"]
+        assert coco_mask.toBbox(rle).tolist() == annotation["bbox"]
+    table = pl.read_parquet(out / "shard-*.parquet")
+    assert table["regions"].list.len().sum() == len(annotations)
+    run = json.loads((out / "run.json").read_text())
+    assert run["fingerprint"]["num_beams"] == 1
+
+
+def test_the_same_command_again_does_nothing_and_says_so(sca, shapes_images):
+    sca("caption", "images")
+    assert "3 images were done before" in sca("caption", "images").stderr
+
+
+def test_options_that_are_left_out_take_the_runs(sca, shapes_images, shapes_folder):
+    sca("caption", "images", "--limit", "2")
+    done = sca("caption", "images", "--model", shapes_folder)
+    assert "2 images were done before" in done.stderr
+
+
+def test_another_setting_stops_before_any_work(sca, shapes_images, tmp_path):
+    sca("caption", "images")
+    before = (tmp_path / "images-captions/captions.json").read_bytes()
+    done = sca("caption", "images", "--prompt", "point", code=2)
+    assert "prompt was 'box', is now 'point'" in done.stderr
+    assert (tmp_path / "images-captions/captions.json").read_bytes() == before
+    done = sca("caption", "images", "--prompt", "point", "--overwrite")
+    assert "Captioned 3 images" in done.stderr
+
+
+def test_one_bad_image_is_a_row_and_exit_code_1(sca, shapes_images, tmp_path):
+    (shapes_images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    (shapes_images / "empty.png").touch()
+    done = sca("caption", "images", code=1)
+    assert "2 failed" in done.stderr
+    rows = pl.read_parquet(tmp_path / "images-captions/shard-*.parquet")
+    codes = dict(rows.select("key", "error_code").iter_rows())
+    assert codes["empty.png"] == "empty_file"
+    assert codes["broken.jpg"] in {"not_an_image", "decode", "truncated"}
+    assert rows.filter(pl.col("status") == "ok").height == 3
+    sca("caption", "images", "--max-failures", "2")
+
+
+def test_a_manifest_with_boxes_keeps_order_and_ids(sca, shapes_images, tmp_path):
+    row = {
+        "uri": "images/shapes-0.png",
+        "image_id": 77,
+        "boxes_xyxy": [[10, 10, 60, 50], [0, 0, 150, 110]],
+        "prompt_ids": ["a", "b"],
+        "photographer": "nobody",
+    }
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    done = sca("caption", "m.jsonl", "--format", "jsonl", "-o", "-")
+    (line,) = done.stdout.splitlines()
+    got = json.loads(line)
+    assert got["image_id"] == 77
+    assert json.loads(got["extra"]) == {"photographer": "nobody"}
+    assert [r["prompt_id"] for r in got["regions"]] == ["a", "b"]
+    assert [r["prompt_box_xyxy"] for r in got["regions"]] == row["boxes_xyxy"]
+
+
+def test_lines_and_shards_have_the_same_fields(sca, shapes_images, tmp_path):
+    lines = sca("caption", "images", "--format", "jsonl", "-o", "-").stdout.splitlines()
+    sca("caption", "images")
+    rows = pl.read_parquet(tmp_path / "images-captions/shard-*.parquet").to_dicts()
+    assert [json.loads(line).keys() for line in lines] == [row.keys() for row in rows]
+    assert [json.loads(line)["regions"][0]["caption"] for line in lines] == [
+        row["regions"][0]["caption"] for row in rows
+    ]
+
+
+def test_a_manifest_on_standard_input(sca, shapes_images):
+    done = sca(
+        "caption", "-", "--format", "jsonl", "-o", "-", stdin='{"uri": "images/shapes-1.png"}\n'
+    )
+    assert json.loads(done.stdout)["width"] == 90
+
+
+def test_a_dry_run_writes_nothing(sca, shapes_images, tmp_path):
+    done = sca("caption", "images", "--dry-run")
+    assert "Would caption 3 images" in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(["nowhere"], "nowhere: no such file or folder", id="missing source"),
+        pytest.param(["images", "-o", "images/out"], "inside the source", id="output inside"),
+        pytest.param(["images", "--format", "xml"], "expected some of", id="unknown format"),
+        pytest.param(["images", "--points-per-side", "0"], "--points-per-side is 0", id="grid"),
+        pytest.param(["images", "--captions-per-region", "4"], "--num-beams 4", id="beams"),
+        pytest.param(["images", "--regions", "given"], "add them to the manifest", id="no regions"),
+        pytest.param(["images", "--model", "sca-tinny"], "Did you mean sca-tiny", id="model"),
+        pytest.param(["bad.jsonl"], "bad.jsonl, line 2: boxes_xyxy[0]", id="box"),
+        pytest.param(["--no-such-option", "images"], "--no-such-option", id="option"),
+    ],
+)
+def test_a_request_that_cannot_be_met_says_what_to_type_next(
+    sca, shapes_images, tmp_path, arguments, expected
+):
+    (tmp_path / "bad.jsonl").write_text(
+        '{"uri": "images/shapes-0.png"}\n'
+        '{"uri": "images/shapes-1.png", "boxes_xyxy": [[40, 10, 12, 90]]}\n'
+    )
+    done = sca("caption", *arguments, code=2)
+    assert expected in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "images"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(
+    tmp_path, shapes_folder, shapes_images, number, code
+):
+    original = (shapes_images / "shapes-0.png").read_bytes()
+    for i in range(60):
+        (shapes_images / f"more-{i:02}.png").write_bytes(original)
+    command = [
+        sys.executable, str(ROOT / "sca.py"), "caption", "images", "--commit-every", "0",
+        "--model", str(shapes_folder), *(a for pair in SMALL.items() for a in pair),
+    ]  # fmt: skip
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    out = tmp_path / "images-captions"
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".shard-*.partial-*")):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == code, errors
+    assert "The same command goes on" in errors
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment()
+    )
+    assert "were done before" in done.stderr
+    rows = pl.read_parquet(out / "shard-*.parquet")
+    assert rows["image_id"].to_list() == list(range(1, 64))
+
+
+def test_draw_makes_a_picture_of_one_image(sca, shapes_images, tmp_path):
+    sca("caption", "images")
+    sca("draw", "images-captions", "shapes-1.png", "-o", "picture.png")
+    from PIL import Image
+
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.height >= 640
+        assert len(picture.getcolors(maxcolors=1 << 24)) > 20
+    done = sca("draw", "images-captions", "nobody.png", code=2)
+    assert "no image nobody.png" in done.stderr
+
+
+def test_doctor_names_devices_and_packages(sca):
+    from sca_batch.cli.doctor import examine
+
+    report = json.loads(sca("doctor", "--json", code=1 if examine()["problems"] else 0).stdout)
+    assert report["packages"]["torch"]
+    assert any(device.startswith("cpu") for device in report["devices"])
