@@ -10,6 +10,7 @@ __all__ = [
     "EXIT_USAGE",
     "ImageError",
     "MissingPackageError",
+    "OutputError",
     "ScaError",
 ]
 
@@ -31,6 +32,12 @@ class MissingPackageError(ScaError):
 
     def __init__(self, package: str, needed_for: str, install: str) -> None:
         super().__init__(f"{needed_for} needs the package {package}. Install it: {install}")
+
+
+class OutputError(ScaError):
+    """Results cannot be written now. What was committed is kept; the same command goes on."""
+
+    exit_code = EXIT_STOPPED
 
 
 class ImageError(ScaError):
