@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ERROR_CODES",
     "EXIT_BUG",
     "EXIT_INTERRUPTED",
     "EXIT_LEFTOVERS",
@@ -13,6 +14,12 @@ __all__ = [
     "OutputError",
     "ScaError",
 ]
+
+# Why an image can fail; docs/FORMAT.md says what each means.
+ERROR_CODES = (
+    "missing", "unreadable", "empty_file", "not_an_image", "truncated", "too_large", "decode",
+    "checksum", "mask_size", "outside_root", "forbidden_url", "timeout", "oom", "killed_worker",
+)  # fmt: skip
 
 EXIT_LEFTOVERS = 1  # finished, but with more failures than allowed
 EXIT_USAGE = 2  # a request that cannot be met; nothing was started
@@ -45,4 +52,5 @@ class ImageError(ScaError):
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
+        assert code in ERROR_CODES, code
         self.code = code

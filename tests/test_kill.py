@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -30,37 +31,56 @@ def processes():
     return multiprocessing.get_context("forkserver")
 
 
-@pytest.fixture
-def job(tmp_path, monkeypatch, processes):
-    """Starts a job in a process; gives back how it ended."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from nightly_workers import whole_job
-
-    folder = tmp_path / "images"
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Eight small images with a box each; one cannot be read."""
+    folder = tmp_path_factory.mktemp("kill") / "images"
     folder.mkdir()
     lines = []
     for i in range(IMAGES):
         Image.new("RGB", (12, 10), (i * 20, 50, 90)).save(folder / f"{i}.png")
         lines.append(json.dumps({"uri": f"images/{i}.png", "boxes_xyxy": [[0, 0, 6, 5]]}))
     (folder / "3.png").write_bytes(b"broken")
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text("\n".join(lines))
+    path = folder.parent / "m.jsonl"
+    path.write_text("\n".join(lines))
+    return path
 
-    def start(out, workers=0, **environment):
-        process = processes.Process(
-            target=whole_job, args=(str(manifest), str(tmp_path / out), environment, workers)
-        )
+
+@pytest.fixture(scope="module")
+def start(manifest, processes):
+    """Starts a job in a process of its own."""
+    tests = str(Path(__file__).parent)
+    sys.path.insert(0, tests)
+    from nightly_workers import whole_job
+
+    def begin(out, workers=0, **environment):
+        arguments = (str(manifest), str(out), environment, workers)
+        process = processes.Process(target=whole_job, args=arguments)
         process.start()
         return process
 
-    def run(out, workers=0, **environment):
-        process = start(out, workers, **environment)
-        process.join(60)
-        assert process.exitcode is not None
-        return process.exitcode
+    yield begin
+    sys.path.remove(tests)
 
-    run.start = start
-    return run
+
+@pytest.fixture(scope="module")
+def whole(start, manifest):
+    """The dataset of a run that nobody disturbed."""
+    out = manifest.parent / "whole"
+    assert ended(start(out)) == 0
+    return out
+
+
+@pytest.fixture
+def job(start, tmp_path):
+    """Runs the job in `tmp_path`/out; gives back how it ended."""
+    return lambda workers=0, **environment: ended(start(tmp_path / "out", workers, **environment))
+
+
+def ended(process):
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def assert_whole(out, other):
@@ -75,46 +95,38 @@ def assert_whole(out, other):
 
 # Without workers, the supervisor's own places are not passed.
 ALONE = [point for point in POINTS if point not in ("job.assigned", "job.heard")]
+WORKERS_PASS = [p for p in POINTS if p.startswith(("worker.", "shard.", "partial."))]
+GROUP = [p for p in POINTS if p.startswith("job.")] + WORKERS_PASS
 
 
 @pytest.mark.parametrize("point", ALONE)
-def test_a_job_killed_at(job, tmp_path, point):
-    assert job("whole") == 0
-    assert job("out", SCA_FAULT=point) == -signal.SIGKILL
-    assert job("out") == 0
-    assert_whole(tmp_path / "out", tmp_path / "whole")
-
-
-WORKERS_PASS = [p for p in POINTS if p.startswith(("worker.", "shard.", "partial."))]
+def test_a_job_killed_at(job, whole, tmp_path, point):
+    assert job(SCA_FAULT=point) == -signal.SIGKILL
+    assert job() == 0
+    assert_whole(tmp_path / "out", whole)
 
 
 @pytest.mark.parametrize("point", WORKERS_PASS)
-def test_a_worker_killed_once_at(job, tmp_path, point):
-    assert job("whole") == 0
-    once = str(tmp_path / "once")
-    assert job("out", workers=2, SCA_FAULT=point, SCA_FAULT_ONCE=once) == 0
-    assert Path(once).exists()
-    assert_whole(tmp_path / "out", tmp_path / "whole")
+def test_a_worker_killed_once_at(job, whole, tmp_path, point):
+    once = tmp_path / "once"
+    assert job(workers=2, SCA_FAULT=point, SCA_FAULT_ONCE=str(once)) == 0
+    assert once.exists()
+    assert_whole(tmp_path / "out", whole)
 
 
-@pytest.mark.parametrize("point", [p for p in POINTS if p.startswith("job.")] + WORKERS_PASS)
-def test_the_whole_process_group_killed_at(job, tmp_path, point):
-    assert job("whole") == 0
-    assert job("out", workers=2, SCA_FAULT=f"{point}@group") == -signal.SIGKILL
-    assert job("out", workers=2) == 0
-    assert_whole(tmp_path / "out", tmp_path / "whole")
+@pytest.mark.parametrize("point", GROUP)
+def test_the_whole_process_group_killed_at(job, whole, tmp_path, point):
+    assert job(workers=2, SCA_FAULT=f"{point}@group") == -signal.SIGKILL
+    assert job(workers=2) == 0
+    assert_whole(tmp_path / "out", whole)
 
 
-def test_a_few_kills_at_random_moments(job, tmp_path):
-    assert job("whole") == 0
+def test_a_few_kills_at_random_moments(start, job, whole, tmp_path):
     chance = random.Random(7)
     for _ in range(6):
-        process = job.start("out", workers=2)
+        process = start(tmp_path / "out", workers=2)
         time.sleep(chance.uniform(0.0, 0.4))
         process.kill()
         process.join()
-    deadline = time.monotonic() + 30
-    while (code := job("out", workers=2)) != 0:
-        # Orphans hold nothing, but one may be at its last file.
-        assert time.monotonic() < deadline, code
-    assert_whole(tmp_path / "out", tmp_path / "whole")
+    assert job(workers=2) == 0
+    assert_whole(tmp_path / "out", whole)

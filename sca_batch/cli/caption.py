@@ -13,6 +13,8 @@ import click
 
 from sca_batch.cli.nightly import (
     FAILURES,
+    check_codes,
+    follow_sources,
     make_runner,
     nightly_options,
     stop_on_signals,
@@ -258,6 +260,7 @@ def _caption_to_folder(
     if options["dry_run"]:
         _describe(_plan(sources, options), out, settings, options)
         return 0
+    check_codes(options["retry_failed"])
     job.refuse_foreign_folder(out)
     with make_runner(options, tuple(sources)) as runner:
         runner.start()  # the first worker loads its model while the sources are listed
@@ -275,6 +278,8 @@ def _caption_to_folder(
                 settings=informative,
                 shard_size=options["shard_size"],
             )
+            if not fresh:
+                run = follow_sources(run, options, lambda: _plan(sources, options))
             stages = job.StageTimes()
             with (
                 _progress(len(run.plan)) as progress,

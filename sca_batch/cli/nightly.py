@@ -6,20 +6,31 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from sca_batch.errors import ERROR_CODES, EXIT_INTERRUPTED, EXIT_STOPPED, ScaError
 
 if TYPE_CHECKING:
-    from sca_batch.job import ShardWorker
+    from sca_batch.data.plan import Plan
+    from sca_batch.job import Run, ShardWorker
     from sca_batch.runners.local import LocalRunner
 
-__all__ = ["DURATION", "FAILURES", "Failures", "Stop", "make_runner", "nightly_options"]
+__all__ = [
+    "DURATION",
+    "FAILURES",
+    "Failures",
+    "PRELOAD",
+    "Stop",
+    "check_codes",
+    "follow_sources",
+    "make_runner",
+    "nightly_options",
+]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +90,23 @@ class _Failures(click.ParamType[Failures]):
 DURATION, FAILURES = _Duration(), _Failures()
 
 nightly_options = (
+    click.option(
+        "--update",
+        is_flag=True,
+        help="List the sources again: caption what is new or has changed, mark what has vanished.",
+    ),
+    click.option(
+        "--verify-content",
+        is_flag=True,
+        help="With --update: compare every file's digest, not only its size and time.",
+    ),
+    click.option(
+        "--retry-failed",
+        is_flag=False,
+        flag_value="all",
+        metavar="[CODES]",
+        help="Try failed images again; all, or those with one of CODES, such as timeout,oom.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(1),
@@ -141,6 +169,46 @@ def make_runner(options: dict[str, Any], sources: tuple[str, ...]) -> LocalRunne
         item_timeout_s=options["image_timeout"] or None,
         preload=PRELOAD,
     )
+
+
+def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], Plan]) -> Run:
+    """The run with its plan as --update and --retry-failed ask for it; says the counts."""
+    from sca_batch import job
+    from sca_batch.data.update import retry_failed, update_plan
+    from sca_batch.images import content_digest
+
+    if options["update"] or options["verify_content"]:
+        updated = update_plan(
+            run.out,
+            list_again(),
+            options["shard_size"],
+            digest_of=content_digest,
+            verify_content=options["verify_content"],
+        )
+        click.echo(
+            f"{updated.new:,} new, {updated.changed:,} changed, {updated.gone:,} vanished, "
+            f"{updated.back:,} back, {updated.unchanged:,} unchanged",
+            err=True,
+        )
+    if options["retry_failed"]:
+        codes = () if options["retry_failed"] == "all" else options["retry_failed"].split(",")
+        tried = retry_failed(run.out, codes)
+        click.echo(f"{tried:,} failed images are tried again", err=True)
+    return job.reopened(run)
+
+
+def check_codes(text: str | None) -> None:
+    """Refuses --retry-failed with something else than codes, such as a source.
+
+    Raises:
+        ScaError: naming the codes there are.
+    """
+    unknown = sorted(set((text or "all").split(",")) - {"all", *ERROR_CODES})
+    if unknown:
+        raise ScaError(
+            f"--retry-failed {unknown[0]}: no such code; expected some of {', '.join(ERROR_CODES)}."
+            " Without codes the option goes last"
+        )
 
 
 class Stop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,16 @@ from sca_batch.data.plan import PLAN_FILE, PLAN_SCHEMA, Plan
 from sca_batch.errors import ScaError
 from sca_batch.records import ImageRef
 
-__all__ = ["CUT_SCHEMA", "CutPlan", "cut_frame", "open_plan", "stat_columns", "write_cut_plan"]
+__all__ = [
+    "CUT_SCHEMA",
+    "CutPlan",
+    "cut_frame",
+    "gone_ids",
+    "open_plan",
+    "read_cut_frame",
+    "stat_columns",
+    "write_cut_plan",
+]
 
 # What a run adds to the rows of a plan. A row's version rises when it is to be done again; `gone`
 # marks one whose source has vanished; size and time are the file's when it was listed.
@@ -173,9 +181,15 @@ def read_cut_frame(out: Path) -> pl.DataFrame:
     return pl.read_parquet(plan.path).select(list(CUT_SCHEMA))
 
 
-def iter_gone(plan: CutPlan) -> Iterator[int]:
-    """Rows of the plan whose sources have vanished."""
-    yield from (int(row) for row in np.flatnonzero(plan.gone))
+def gone_ids(out: Path) -> frozenset[int]:
+    """Ids of the images whose sources have vanished; they are left out of exports."""
+    if not (out / PLAN_FILE).exists():
+        return frozenset()
+    plan = open_plan(out)
+    if not plan.gone.any():
+        return frozenset()
+    ids = pq.read_table(plan.path, columns=["image_id"])["image_id"].to_numpy()
+    return frozenset(ids[plan.gone].tolist())
 
 
 def _starts(shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ from sca_batch.job.run import (
     open_run,
     refuse_foreign_folder,
     remove_run,
+    reopened,
 )
 from sca_batch.job.summary import StageTimes, summarize, write_summary
 from sca_batch.job.worker import ImageDone, ShardWorker, image_done
@@ -30,6 +31,7 @@ __all__ = [
     "open_run",
     "refuse_foreign_folder",
     "remove_run",
+    "reopened",
     "run_job",
     "summarize",
     "write_summary",

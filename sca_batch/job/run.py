@@ -35,6 +35,7 @@ __all__ = [
     "open_run",
     "refuse_foreign_folder",
     "remove_run",
+    "reopened",
 ]
 
 LOCK_FILE = ".lock"
@@ -123,6 +124,11 @@ def open_run(
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)
+
+
+def reopened(run: Run) -> Run:
+    """The run after its plan was rewritten."""
+    return Run(run.out, open_plan(run.out), run.fingerprint)
 
 
 def remove_run(out: Path) -> None:
