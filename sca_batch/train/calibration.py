@@ -58,16 +58,11 @@ def calibrate(model: ScaModel, scenes: Iterable[Scene]) -> Calibration:
         logits_RMYX = nn.functional.interpolate(
             logits, (size, size), mode="bilinear", align_corners=False
         )
-        inside = points[:, 0].astype(int)
-        on_NR = scene.masks[:, inside[:, 1], inside[:, 0]]
-        truth_RYX = torch.from_numpy(
-            np.where(
-                on_NR.any(axis=0)[:, None, None],
-                scene.masks[on_NR.argmax(axis=0)],
-                False,
-            )
-        )
-        true_RM = _iou(logits_RMYX > 0, truth_RYX[:, None])
+        columns_R, rows_R = points[:, 0].astype(int).T
+        on_NR = np.asarray(scene.masks[:, rows_R, columns_R])
+        truth_RYX = np.asarray(scene.masks[on_NR.argmax(axis=0)])
+        truth_RYX[~on_NR.any(axis=0)] = False  # a fancy index makes a copy
+        true_RM = _iou(logits_RMYX > 0, torch.from_numpy(truth_RYX)[:, None])
         guessed.append(iou_RM.flatten())
         true.append(true_RM.flatten())
         keep_RM = true_RM >= GOOD_IOU
