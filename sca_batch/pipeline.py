@@ -31,7 +31,8 @@ class RegionSettings:
     """Which regions are captioned; records depend on all of it.
 
     `source` None takes an image's given regions where the manifest has a list and proposes them
-    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing.
+    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing. `limits` and
+    `min_caption_score` concern proposed regions: given ones are kept, in order.
     """
 
     source: Literal["auto", "given"] | None = None
@@ -188,17 +189,8 @@ class Pipeline:
     def _propose(self, ref: ImageRef, encoded: EncodedImage) -> Sequence[Proposal]:
         memory = self.batches.mask_memory_bytes
         prompts = self._given(ref)
-        if prompts is None:
-            proposals = propose_regions(
-                self.model,
-                encoded.rgb,
-                encoded.embedding,
-                self.regions.automatic,
-                mask_memory_bytes=memory,
-                keep_crop_embeddings=self.regions.keep_crop_embeddings,
-            )
-        else:
-            proposals = given_regions(
+        if prompts is not None:
+            return given_regions(
                 self.model,
                 encoded.embedding,
                 encoded.size_hw,
@@ -206,6 +198,14 @@ class Pipeline:
                 with_masks=self.captioner.needs_embedding,
                 mask_memory_bytes=memory,
             )
+        proposals = propose_regions(
+            self.model,
+            encoded.rgb,
+            encoded.embedding,
+            self.regions.automatic,
+            mask_memory_bytes=memory,
+            keep_crop_embeddings=self.regions.keep_crop_embeddings,
+        )
         return self.regions.limits.select(proposals, encoded.size_hw)
 
     def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
@@ -222,7 +222,7 @@ class Pipeline:
         kept = [
             (proposal, caption)
             for proposal, caption in zip(item.proposals, captions, strict=True)
-            if np.exp(caption.logprob) >= least
+            if np.exp(caption.logprob) >= least or proposal.region.prompt_type != "grid_point"
         ]
         return _record(item, kept)
 

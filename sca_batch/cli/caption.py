@@ -147,7 +147,8 @@ _caption_options = _section(
         type=click.FloatRange(0, 1),
         default=0.0,
         show_default=True,
-        help="Leave out regions whose caption is less probable (exp of its mean log-probability).",
+        help="Leave out proposed regions whose caption is less probable (exp of its mean "
+        "log-probability).",
     ),
 )
 _region_options = _section(
@@ -157,10 +158,16 @@ _region_options = _section(
         help="auto proposes regions everywhere; given takes the manifest's only.  [default: given "
         "where the manifest has a list, auto elsewhere]",
     ),
-    click.option("--min-area", type=float, help="Smallest mask: pixels, or a fraction below 1."),
-    click.option("--max-area", type=float, help="Largest mask: pixels, or a fraction below 1."),
     click.option(
-        "--max-regions", type=click.IntRange(1), help="Per image, those with the best masks."
+        "--min-area", type=float, help="Smallest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-area", type=float, help="Largest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-regions",
+        type=click.IntRange(1),
+        help="Proposed per image: those with the best masks.",
     ),
     click.option(
         "--max-pixels",
