@@ -218,6 +218,13 @@ class Pipeline:
             yield item.record or self._finish(item, next(captions))
 
     def _finish(self, item: _Waiting, captions: Sequence[Caption]) -> ImageRecord:
+        if not all(np.isfinite(caption.logprob) for caption in captions):
+            overflow = ImageError(
+                "not_finite",
+                "the model's scores are not finite numbers; half precision overflows on some "
+                "images: try --dtype float32",
+            )
+            return _failed(item.ref, overflow, item.image)
         least = self.regions.min_caption_score
         kept = [
             (proposal, caption)

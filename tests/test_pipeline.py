@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, rle_to_mask
@@ -212,3 +213,24 @@ def test_a_strip_one_pixel_high_is_an_image_like_any_other(tmp_path, make_pipeli
     (record,) = make_pipeline().run([ImageRef(1, "s", str(tmp_path / "strip.png"), "strip.png")])
     assert record.status in {"ok", "empty"}
     assert (record.width, record.height) == (3000, 1)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_scores_that_are_not_finite_fail_the_image_and_not_the_run(
+    shapes_images, shapes_folder, shapes_settings, num_beams
+):
+    from sca_batch.model.checkpoint import load_checkpoint
+
+    model = load_checkpoint(shapes_folder)
+    with torch.no_grad():
+        model.projection.bias.fill_(math.nan)
+    settings = CaptionSettings(num_beams=num_beams, max_new_tokens=3)
+    pipeline = Pipeline(
+        model,
+        ScaCaptioner(model, settings),
+        RegionSettings(automatic=shapes_settings),
+        BatchSettings(),
+    )
+    records = list(pipeline.run(refs_of(shapes_images)))
+    assert {r.error_code for r in records} == {"not_finite"}
+    assert "--dtype float32" in records[0].error

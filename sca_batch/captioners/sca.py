@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -121,6 +122,9 @@ class ScaCaptioner:
         there are as many heads as masks, else that of the first, as in the published evaluation.
         """
         chosen = int(iou_3.argmax()) if len(heads) == len(iou_3) else 0
+        if not heads[chosen]:
+            # No beam has a finite score; the pipeline makes this image's record a failed one.
+            return Caption(text="", logprob=math.nan)
         best = heads[chosen][0]
         return Caption(
             text=self.tokenizer.decode(best.ids),
