@@ -21,6 +21,8 @@ COMMANDS = {
     "draw": "sca_batch.cli.draw:draw",
     "doctor": "sca_batch.cli.doctor:doctor",
     "model": "sca_batch.cli.model:model",
+    "manifest": "sca_batch.cli.manifest:manifest",
+    "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",
 }
 
