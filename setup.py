@@ -9,7 +9,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[1]
+INIT = (HERE / "sca_batch/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 
 
 class BuildWithManifests(build_py):
@@ -39,6 +40,7 @@ setup(
         "click>=8.1",
         "fsspec>=2024.6",
         "huggingface_hub>=1.0",
+        "matplotlib>=3.9",  # the picture of sca stats
         "numpy>=2.0",
         "opencv-python-headless>=4.10",  # segment_anything's small-region removal
         "pillow>=11.0",
@@ -55,7 +57,7 @@ setup(
         "transformers>=5.24,<6",
     ],
     extras_require={
-        "train": ["resvg-py>=0.2"],
+        "train": ["resvg-py>=0.2", "scikit-image>=0.25"],
         "dev": [
             "jsonschema>=4.23",
             "mypy>=1.14",

@@ -29,9 +29,10 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
-# ImageNet statistics, as SAM was trained with, for pixels in [0, 1].
-PIXEL_MEAN = np.array([0.485, 0.456, 0.406])
-PIXEL_STD = np.array([0.229, 0.224, 0.225])
+# ImageNet statistics, as SAM was trained with, for pixels in [0, 1]. float32 throughout, so that
+# pixels are bit for bit those of the published pipeline.
+PIXEL_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+PIXEL_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 UInt8Image = npt.NDArray[np.uint8]
 
@@ -129,8 +130,8 @@ def _read_bytes(uri: str) -> bytes:
         raise ImageError("missing", f"no file {path}") from None
     except IsADirectoryError:
         raise ImageError("not_an_image", f"{path} is a folder") from None
-    except OSError as error:
-        raise ImageError("unreadable", f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError("unreadable", f"{uri!r}: {error}") from None
 
 
 def looks_like_image(path: Path) -> bool:
@@ -161,5 +162,6 @@ def preprocess(rgb: UInt8Image, image_size: int) -> npt.NDArray[np.float32]:
     resized = resize_longest_side(rgb, image_size)
     height, width = resized.shape[:2]
     padded = np.zeros((3, image_size, image_size), dtype=np.float32)
-    padded[:, :height, :width] = ((resized / 255.0 - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
+    normalised = (resized / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
+    padded[:, :height, :width] = normalised.transpose(2, 0, 1)
     return padded

@@ -32,7 +32,8 @@ class RegionSettings:
     """Which regions are captioned; records depend on all of it.
 
     `source` None takes an image's given regions where the manifest has a list and proposes them
-    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing.
+    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing. `limits` and
+    `min_caption_score` concern proposed regions: given ones are kept, in order.
     """
 
     source: Literal["auto", "given"] | None = None
@@ -195,17 +196,8 @@ class Pipeline:
     def _propose(self, ref: ImageRef, encoded: EncodedImage) -> Sequence[Proposal]:
         memory = self.batches.mask_memory_bytes
         prompts = self._given(ref)
-        if prompts is None:
-            proposals = propose_regions(
-                self.model,
-                encoded.rgb,
-                encoded.embedding,
-                self.regions.automatic,
-                mask_memory_bytes=memory,
-                keep_crop_embeddings=self.regions.keep_crop_embeddings,
-            )
-        else:
-            proposals = given_regions(
+        if prompts is not None:
+            return given_regions(
                 self.model,
                 encoded.embedding,
                 encoded.size_hw,
@@ -213,6 +205,14 @@ class Pipeline:
                 with_masks=self.captioner.needs_embedding,
                 mask_memory_bytes=memory,
             )
+        proposals = propose_regions(
+            self.model,
+            encoded.rgb,
+            encoded.embedding,
+            self.regions.automatic,
+            mask_memory_bytes=memory,
+            keep_crop_embeddings=self.regions.keep_crop_embeddings,
+        )
         return self.regions.limits.select(proposals, encoded.size_hw)
 
     def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
@@ -226,11 +226,18 @@ class Pipeline:
             yield item.record or self._finish(item, next(captions))
 
     def _finish(self, item: _Waiting, captions: Sequence[Caption]) -> ImageRecord:
+        if not all(np.isfinite(caption.logprob) for caption in captions):
+            overflow = ImageError(
+                "not_finite",
+                "the model's scores are not finite numbers; half precision overflows on some "
+                "images: try --dtype float32",
+            )
+            return _failed(item.ref, overflow, item.image)
         least = self.regions.min_caption_score
         kept = [
             (proposal, caption)
             for proposal, caption in zip(item.proposals, captions, strict=True)
-            if np.exp(caption.logprob) >= least
+            if np.exp(caption.logprob) >= least or proposal.region.prompt_type != "grid_point"
         ]
         return _record(item, kept)
 

@@ -48,14 +48,14 @@ OUTSIDE: dict[str, set[str]] = {
     "faults": set(),
     "runners": set(),
     "job": set(),
-    "reports": {"polars", "PIL", "matplotlib", "cv2"},
+    "reports": {"polars", "PIL", "matplotlib", "cv2", "tokenizers", "huggingface_hub"},
     "train": {
         "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
         "accelerate",
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},
-    "cli": {"click", "tqdm", "torch", "torchvision", "transformers"},
+    "cli": {"click", "tqdm", "torch", "torchvision", "transformers", "PIL"},
     "": set(),
 }  # fmt: skip
 # Libraries that take seconds to load; asking for help must not wait for them.

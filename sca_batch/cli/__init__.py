@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": "sca_batch.cli.verify:verify",
     "doctor": "sca_batch.cli.doctor:doctor",
     "model": "sca_batch.cli.model:model",
+    "manifest": "sca_batch.cli.manifest:manifest",
+    "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",
 }
 

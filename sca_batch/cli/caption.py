@@ -52,6 +52,20 @@ def _section(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
+def _sam_options(*rows: tuple[str, type, float, str]) -> list[Callable[..., Any]]:
+    """Options of SAM's automatic mask generation: its names, its defaults."""
+    return [
+        click.option(
+            f"--{name}", type=kind, default=default, show_default=_shown(default), help=help
+        )
+        for name, kind, default, help in rows
+    ]
+
+
+def _shown(default: float) -> bool | str:
+    return "512/1500" if default == 512 / 1500 else True
+
+
 _run_options = _section(
     click.option(
         "-o",
@@ -114,8 +128,20 @@ _caption_options = _section(
         help="What a proposed region is captioned from: its box, or the grid point it was found "
         "with (as in the published demo).",
     ),
-    click.option("--num-beams", type=click.IntRange(1), default=3, show_default=True),
-    click.option("--max-new-tokens", type=click.IntRange(1), default=19, show_default=True),
+    click.option(
+        "--num-beams",
+        type=click.IntRange(1),
+        default=3,
+        show_default=True,
+        help="Beams of the search for words; 1 is greedy, faster and a little worse.",
+    ),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        default=19,
+        show_default=True,
+        help="Length at which captions are cut; 19 is the published max_length 20.",
+    ),
     click.option(
         "--captions-per-region",
         type=click.IntRange(1),
@@ -128,7 +154,8 @@ _caption_options = _section(
         type=click.FloatRange(0, 1),
         default=0.0,
         show_default=True,
-        help="Leave out regions whose caption is less probable (exp of its mean log-probability).",
+        help="Leave out proposed regions whose caption is less probable (exp of its mean "
+        "log-probability).",
     ),
 )
 _region_options = _section(
@@ -138,10 +165,16 @@ _region_options = _section(
         help="auto proposes regions everywhere; given takes the manifest's only.  [default: given "
         "where the manifest has a list, auto elsewhere]",
     ),
-    click.option("--min-area", type=float, help="Smallest mask: pixels, or a fraction below 1."),
-    click.option("--max-area", type=float, help="Largest mask: pixels, or a fraction below 1."),
     click.option(
-        "--max-regions", type=click.IntRange(1), help="Per image, those with the best masks."
+        "--min-area", type=float, help="Smallest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-area", type=float, help="Largest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-regions",
+        type=click.IntRange(1),
+        help="Proposed per image: those with the best masks.",
     ),
     click.option(
         "--max-pixels",
@@ -150,23 +183,26 @@ _region_options = _section(
         show_default=True,
         help="Larger images fail as too_large.",
     ),
-    click.option("--points-per-side", type=int, default=32, show_default=True),
-    click.option("--pred-iou-thresh", type=float, default=0.88, show_default=True),
-    click.option("--stability-score-thresh", type=float, default=0.95, show_default=True),
-    click.option("--stability-score-offset", type=float, default=1.0, show_default=True),
-    click.option("--box-nms-thresh", type=float, default=0.7, show_default=True),
-    click.option("--crop-n-layers", type=int, default=0, show_default=True),
-    click.option("--crop-nms-thresh", type=float, default=0.7, show_default=True),
-    click.option("--crop-overlap-ratio", type=float, default=512 / 1500, show_default="512/1500"),
-    click.option("--crop-n-points-downscale-factor", type=int, default=1, show_default=True),
-    click.option("--min-mask-region-area", type=int, default=0, show_default=True),
+    *_sam_options(
+        ("points-per-side", int, 32, "Points on each side of the grid over the image."),
+        ("pred-iou-thresh", float, 0.88, "Least IoU that SAM predicts for a mask."),
+        ("stability-score-thresh", float, 0.95, "Least stability when the cut-off moves."),
+        ("stability-score-offset", float, 1.0, "How far it moves, in logits."),
+        ("box-nms-thresh", float, 0.7, "Box IoU above which the lesser mask is dropped."),
+        ("crop-n-layers", int, 0, "Look again at crops: layer n has 4^n of them."),
+        ("crop-nms-thresh", float, 0.7, "As --box-nms-thresh, between crops."),
+        ("crop-overlap-ratio", float, 512 / 1500, "How much crops of the first layer overlap."),
+        ("crop-n-points-downscale-factor", int, 1, "Fewer points per side, layer by layer."),
+        ("min-mask-region-area", int, 0, "Fill holes and drop islands below this many pixels."),
+    ),
 )
 _batch_options = _section(
     click.option("--shard-size", type=click.IntRange(1), default=64, show_default=True,
                  help="Images per Parquet file."),
     click.option("--encoder-batch", type=click.IntRange(1),
                  help="Images.  [default: 1 on a CPU, 4 on a GPU]"),
-    click.option("--points-per-batch", type=int, default=64, show_default=True),
+    click.option("--points-per-batch", type=int, default=64, show_default=True,
+                 help="Grid points."),
     click.option("--caption-batch", type=click.IntRange(1),
                  help="Regions.  [default: 32 on a CPU, 128 on a GPU]"),
     click.option("--mask-memory", type=click.FloatRange(0.001), default=1.0, show_default=True,

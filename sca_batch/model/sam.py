@@ -15,6 +15,8 @@ from transformers.models.sam.modeling_sam import (
     SamPromptEncoder,
 )
 
+from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
+
 __all__ = ["MaskDecoder", "encode_prompts", "position_grid"]
 
 
@@ -34,15 +36,25 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         """Runs SAM's two-way transformer.
 
+        The embedding and the dense prompt have one entry per region, or one for all of them.
+
         Returns:
             tokens (R, T, D): IoU token, mask tokens, prompt tokens, fused with the image.
             features (R, N, D): image tokens, fused with the prompt.
         """
         own_MD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens_RTD = torch.cat([own_MD.expand(len(sparse_RSD), -1, -1), sparse_RSD], dim=1)
+        image_RDHW = embedding_RDHW + dense_RDHW
+        if absorbing_pays(self.transformer, tokens_RTD.shape[1]):
+            return absorbed_two_way(
+                self.transformer,
+                tokens_RTD,
+                image_RDHW.flatten(2).transpose(1, 2),
+                position_1DHW.flatten(2).transpose(1, 2),
+            )
         fused_R1TD, features_R1ND = self.transformer(
             point_embeddings=tokens_RTD[:, None],
-            image_embeddings=embedding_RDHW + dense_RDHW,
+            image_embeddings=image_RDHW.expand(len(tokens_RTD), -1, -1, -1),
             image_positional_embeddings=position_1DHW,
             attention_similarity=None,
         )

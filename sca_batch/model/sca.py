@@ -106,10 +106,10 @@ class ScaModel(nn.Module):
                 labels_RP=labels_RP,
                 masks_R1HW=masks_R1HW,
             )
-            if image_R is None:
-                image_R = torch.zeros(len(sparse_RSD), dtype=torch.long, device=sparse_RSD.device)
+            if image_R is not None and len(embedding_BDHW) > 1:
+                embedding_BDHW = embedding_BDHW.index_select(0, image_R)
             tokens_RTD, features_RND = self.mask_decoder.fuse(
-                embedding_BDHW.index_select(0, image_R), sparse_RSD, dense, self.position_code()
+                embedding_BDHW, sparse_RSD, dense, self.position_code()
             )
         return tokens_RTD.float(), features_RND.float()
 

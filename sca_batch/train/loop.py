@@ -21,6 +21,7 @@ from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer
 from sca_batch.train.art import TRAIN_STYLES, Art, load_art
+from sca_batch.train.calibration import calibrate
 from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
 from sca_batch.train.losses import build_classifiers, step_losses
 from sca_batch.train.recipes import Recipe
@@ -122,6 +123,10 @@ def train(
                 _save(run, recipe, out)
                 saved = time.monotonic()
     if run.step == recipe.steps:
+        _uncompile(run.model)
+        run.model.autocast_dtype = None
+        calibration = calibrate(run.model.eval(), _calibration_scenes(recipe, art))
+        report("Calibrated: " + _listed(asdict(calibration)))
         write_model(run.model, out)
         report(f"Wrote the trained model to {out / 'model'}")
 
@@ -264,19 +269,32 @@ def _validation_scenes(recipe: Recipe, art: Art) -> list[Scene]:
     ]
 
 
+def _calibration_scenes(recipe: Recipe, art: Art) -> list[Scene]:
+    """Training scenes from the far end of the seeds, which no run reaches."""
+    return [
+        compose_scene(HELD_OUT_FIRST_SEED - 1 - i, art, size_px=recipe.sizes.image_size)
+        for i in range(recipe.calibration_scenes)
+    ]
+
+
 def _validate(model: ScaModel, scenes: list[Scene], art: Art) -> dict[str, float]:
     # Compiled code is for the shapes of a step; one scene at a time would compile it anew.
-    compiled = {
-        module: module.__dict__.pop("forward")
-        for module in model.modules()
-        if "forward" in module.__dict__
-    }
+    compiled = _uncompile(model)
     model.eval()
     scores = summarise(row for scene in scenes for row in score_scene(model, scene, art))
     model.train()
     for module, forward in compiled.items():
         module.__dict__["forward"] = forward
     return scores
+
+
+def _uncompile(model: ScaModel) -> dict[nn.Module, Any]:
+    """Takes compiled forward passes off; returns them."""
+    return {
+        module: module.__dict__.pop("forward")
+        for module in model.modules()
+        if "forward" in module.__dict__
+    }
 
 
 def _compile(model: ScaModel) -> None:

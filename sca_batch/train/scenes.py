@@ -5,10 +5,9 @@ and use the training styles; the rest are for judging, by default in styles no t
 shows. Objects are listed back to front: a later object covers an earlier one.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import count, islice
 from typing import Literal
 
@@ -16,35 +15,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sca_batch.errors import MissingPackageError
-from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, Concept, Pictogram
+from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, Pictogram
+from sca_batch.train.backgrounds import REFERENCE_PX, Canvas, background, blur
+from sca_batch.train.phrases import Mask, box_of, write_captions
 
 Split = Literal["train", "held-out"]
-Mask = NDArray[np.bool_]
-Canvas = NDArray[np.float32]
 
 HELD_OUT_FIRST_SEED = 10**9
 
-# Lengths are in pixels of a canvas this wide, and grow with the canvas.
-REFERENCE_PX = 256
+# In pixels of a canvas REFERENCE_PX wide.
 OBJECT_PX = (28.0, 150.0)
 NUM_OBJECTS = (3, 8)
 MAX_ROTATION_DEG = 25.0
 NEVER_MIRRORED = ("clock",)  # its hands would tell another time
 MIN_VISIBLE_FRACTION = 0.4
 MIN_VISIBLE_PX = 110  # below this even a person cannot name the drawing
-
-# What the words mean. Sizes are fractions of the canvas that the visible mask covers.
-SMALL_BELOW = 0.02
-LARGE_ABOVE = 0.08
-COVERED_FROM = 0.06  # of the object's full silhouette, before one calls it "behind"
-NEAR_WITHIN = 0.06  # of the canvas width, between two boxes
-MAX_CAPTION_WORDS = 12
-
-_AFTER_SUBJECT = re.compile(
-    r" (?:partly hidden behind|in front of|behind|next to|beside|above|below|under"
-    r"|on the|in the|at the|near the)\b"
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +128,7 @@ def compose_scene(
         concepts=tuple(concept.label for concept in concepts),
         styles=tuple(pictogram.style for pictogram in pictograms),
         colours=tuple(colours),
-        captions=_write_captions(rng, concepts, colours, masks, full_masks),
+        captions=write_captions(rng, concepts, colours, masks, full_masks),
     )
 
 
@@ -169,13 +154,6 @@ def visible_masks(full_masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         mask &= ~covered
         covered |= full_mask
     return masks
-
-
-def box_of(mask: Mask) -> NDArray[np.float32]:
-    """The tightest box around a mask that is not empty, x1 and y1 exclusive."""
-    columns = np.flatnonzero(mask.any(axis=0))
-    rows = np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
 def _place_objects(
@@ -330,7 +308,7 @@ def _overlap(
 
 
 def _render(rng: np.random.Generator, placed: list[_Placed], size_px: int) -> NDArray[np.uint8]:
-    canvas = _background(rng, size_px)
+    canvas = background(rng, size_px)
     shadow = rng.uniform(0.1, 0.45) if rng.random() < 0.7 else 0.0
     shift = rng.uniform(-0.05, 0.05), rng.uniform(0.01, 0.07)
     for item in placed:
@@ -361,7 +339,7 @@ def _photograph(rng: np.random.Generator, canvas: Canvas) -> NDArray[np.uint8]:
     """What a camera and a file format do to a picture: exposure, blur, noise, JPEG."""
     canvas = canvas * np.float32(rng.uniform(0.93, 1.07)) + np.float32(rng.uniform(-6, 6))
     if rng.random() < 0.2:
-        canvas = _blur(canvas, rng.uniform(0.3, 0.8))
+        canvas = blur(canvas, rng.uniform(0.3, 0.8))
     if rng.random() < 0.3:
         noise = rng.standard_normal(canvas.shape, dtype=np.float32)
         canvas = canvas + noise * np.float32(rng.uniform(1, 7))
@@ -372,276 +350,3 @@ def _photograph(rng: np.random.Generator, canvas: Canvas) -> NDArray[np.uint8]:
         _, encoded = cv2.imencode(".jpg", image[..., ::-1], quality)
         image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1].copy()
     return image
-
-
-def _background(rng: np.random.Generator, size_px: int) -> Canvas:
-    """Something without objects in it: RGB float32 (size_px, size_px, 3), about 0 to 255."""
-    makers: dict[Callable[[np.random.Generator, int], Canvas], float] = {
-        _plain: 0.12,
-        _gradient: 0.16,
-        _texture: 0.20,
-        _pattern: 0.16,
-        _clutter: 0.16,
-        _photo: 0.20,
-    }
-    chosen = int(rng.choice(len(makers), p=list(makers.values())))
-    return list(makers)[chosen](rng, size_px)
-
-
-def _blur(canvas: Canvas, sigma_px: float) -> Canvas:
-    return np.asarray(cv2.GaussianBlur(canvas, (0, 0), sigma_px), np.float32)
-
-
-def _colour(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random RGB colour; half of them pale or grey, as walls, tables and skies are."""
-    colour = rng.uniform(0, 255, 3)
-    if rng.random() < 0.5:
-        colour = colour.mean() + (colour - colour.mean()) * rng.uniform(0, 0.5)
-        colour = 255 - (255 - colour) * rng.uniform(0.3, 1)
-    return colour.astype(np.float32)
-
-
-def _plain(rng: np.random.Generator, size_px: int) -> Canvas:
-    canvas: Canvas = np.broadcast_to(_colour(rng), (size_px, size_px, 3)).copy()
-    return canvas
-
-
-def _gradient(rng: np.random.Generator, size_px: int) -> Canvas:
-    """Between two colours along a line, or outward from a point."""
-    x, y = np.meshgrid(*[np.linspace(-1, 1, size_px, dtype=np.float32)] * 2)
-    if rng.random() < 0.6:
-        angle = rng.uniform(0, 2 * np.pi)
-        ramp = (np.cos(angle) * x + np.sin(angle) * y) / 2.83 + 0.5
-    else:
-        ramp = np.hypot(x - rng.uniform(-1, 1), y - rng.uniform(-1, 1)) / 2.83
-    return _blend(ramp, _colour(rng), _colour(rng))
-
-
-def _blend(weight: Canvas, first: NDArray[np.float32], second: NDArray[np.float32]) -> Canvas:
-    mixed: Canvas = (first + weight[..., None] * (second - first)).astype(np.float32)
-    return mixed
-
-
-def _texture(rng: np.random.Generator, size_px: int) -> Canvas:
-    """Noise of several grain sizes between two colours: plaster, cloth, sand, clouds."""
-    noise = np.zeros((size_px, size_px), np.float32)
-    roughness = rng.uniform(0.4, 0.9)
-    stretch = 2 ** rng.uniform(-1.5, 1.5) if rng.random() < 0.4 else 1.0
-    total = 0.0
-    for octave in range(2, 8):
-        cells = 2**octave
-        grid_wh = max(2, round(cells * stretch)), max(2, round(cells / stretch))
-        grid = rng.random((grid_wh[1], grid_wh[0]), dtype=np.float32)
-        strength = roughness**octave
-        noise += strength * cv2.resize(grid, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
-        total += strength
-    noise = np.clip((noise / total - 0.5) * rng.uniform(1, 3) + 0.5, 0, 1)
-    return _blend(noise, _colour(rng), _colour(rng))
-
-
-def _pattern(rng: np.random.Generator, size_px: int) -> Canvas:
-    """Stripes, checks or tiles at any angle."""
-    period = rng.uniform(0.03, 0.35)
-    angle = rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])
-    x, y = np.meshgrid(*[np.linspace(0, 1, size_px, dtype=np.float32)] * 2)
-    u = (np.cos(angle) * x + np.sin(angle) * y) / period + rng.random()
-    v = (np.cos(angle) * y - np.sin(angle) * x) / period + rng.random()
-    kind = rng.integers(3)
-    if kind == 0:
-        weight = (u % 1 < rng.uniform(0.3, 0.7)).astype(np.float32)
-    elif kind == 1:
-        weight = ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
-    else:
-        grout = rng.uniform(0.04, 0.15)
-        weight = ((u % 1 < grout) | (v % 1 < grout)).astype(np.float32)
-    first = _colour(rng)
-    second = first + (_colour(rng) - first) * np.float32(rng.uniform(0.15, 0.9))
-    return _blur(_blend(weight, first, second), rng.uniform(0.4, 2.5) * size_px / REFERENCE_PX)
-
-
-def _clutter(rng: np.random.Generator, size_px: int) -> Canvas:
-    """Many small shapes out of focus: something there, nothing to name."""
-    canvas = _gradient(rng, size_px)
-    for _ in range(rng.integers(15, 60)):
-        colour = tuple(float(channel) for channel in _colour(rng))
-        x, y = (int(v) for v in rng.integers(0, size_px, 2))
-        reach = rng.uniform(0.015, 0.09) * size_px
-        if rng.random() < 0.5:
-            axes = (max(1, int(reach)), max(1, int(reach * rng.uniform(0.4, 1))))
-            cv2.ellipse(canvas, (x, y), axes, rng.uniform(0, 180), 0, 360, colour, -1)
-        else:
-            corners = np.array([x, y]) + rng.uniform(-reach, reach, (rng.integers(3, 6), 2))
-            cv2.fillConvexPoly(canvas, cv2.convexHull(corners.astype(np.int32)), colour)
-    blur_px = rng.uniform(1.2, 4) * size_px / REFERENCE_PX
-    return _blur(canvas, blur_px)
-
-
-def _photo(rng: np.random.Generator, size_px: int) -> Canvas:
-    """A crop of a photograph, blurred and tinted at random."""
-    photographs = _photographs()
-    photograph, shows_a_concept = photographs[rng.integers(len(photographs))]
-    height, width = photograph.shape[:2]
-    side = int(rng.uniform(0.4, 1) * min(height, width))
-    top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-    crop = np.ascontiguousarray(photograph[top : top + side, left : left + side])
-    if rng.random() < 0.5:
-        crop = np.ascontiguousarray(crop[:, ::-1])
-    resized = cv2.resize(crop, (size_px, size_px), interpolation=cv2.INTER_AREA)
-    # A sharp cat that carries no label would teach the model not to see cats.
-    blur_px = rng.uniform(5, 9) if shows_a_concept else rng.uniform(0.1, 3)
-    canvas = _blur(np.asarray(resized, np.float32), blur_px * size_px / REFERENCE_PX)
-    return _blend(np.full(canvas.shape[:2], rng.uniform(0, 0.5), np.float32), canvas, _colour(rng))
-
-
-@cache
-def _photographs() -> tuple[tuple[NDArray[np.uint8], bool], ...]:
-    """Photographs inside the scikit-image wheel, public domain or CC0 (`ART_LICENSES.md`).
-
-    Each comes with whether its subject is one of our concepts: a cat, a cup of coffee, a rocket.
-    """
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise MissingPackageError(
-            "scikit-image", "Composing scenes", "pip install scikit-image"
-        ) from error
-    found = []
-    for name, shows_a_concept in {
-        "astronaut": True,
-        "brick": False,
-        "camera": True,
-        "chelsea": True,
-        "coffee": True,
-        "coins": False,
-        "grass": False,
-        "gravel": False,
-        "hubble_deep_field": False,
-        "rocket": True,
-    }.items():
-        pixels = getattr(data, name)()
-        if pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=2)
-        found.append((pixels, shows_a_concept))
-    return tuple(found)
-
-
-def size_word(mask: Mask) -> str | None:
-    """`small` or `large` by the share of the canvas a visible mask covers, None between."""
-    share = np.count_nonzero(mask) / mask.size
-    return "small" if share < SMALL_BELOW else "large" if share > LARGE_ABOVE else None
-
-
-def position_word(mask: Mask) -> str:
-    """Which ninth of the canvas holds the middle of the mask's box: `top left` to `center`."""
-    x0, y0, x1, y1 = box_of(mask)
-    height, width = mask.shape
-    column = min(int((x0 + x1) / 2 / width * 3), 2)
-    row = min(int((y0 + y1) / 2 / height * 3), 2)
-    words = [["top", "", "bottom"][row], ["left", "", "right"][column]]
-    return " ".join(word for word in words if word) or "center"
-
-
-def relation_word(
-    subject: int, other: int, masks: NDArray[np.bool_], full_masks: NDArray[np.bool_]
-) -> str | None:
-    """How one object lies to another: `in front of`, `behind`, `next to`, `above`, `below`.
-
-    `in front of` and `behind` need one to hide a visible share of the other; the rest need two
-    that are close, level or in line, and do not touch each other's silhouette.
-    """
-    lower, upper = min(subject, other), max(subject, other)
-    hidden = np.count_nonzero(full_masks[lower] & masks[upper])
-    if hidden:
-        if hidden < COVERED_FROM * np.count_nonzero(full_masks[lower]):
-            return None
-        return "in front of" if subject == upper else "behind"
-    if (full_masks[lower] & full_masks[upper]).any():
-        return None
-    ax0, ay0, ax1, ay1 = box_of(masks[subject])
-    bx0, by0, bx1, by1 = box_of(masks[other])
-    near_px = NEAR_WITHIN * masks.shape[2]
-    shared_x = (min(ax1, bx1) - max(ax0, bx0)) / min(ax1 - ax0, bx1 - bx0)
-    shared_y = (min(ay1, by1) - max(ay0, by0)) / min(ay1 - ay0, by1 - by0)
-    if shared_y > 0.5 and 0 <= max(ax0, bx0) - min(ax1, bx1) <= near_px:
-        return "next to"
-    if shared_x > 0.5 and 0 <= by0 - ay1 <= near_px:
-        return "above"
-    if shared_x > 0.5 and 0 <= ay0 - by1 <= near_px:
-        return "below"
-    return None
-
-
-def noun_phrase(concept: Concept, *, size: str | None = None, colour: str | None = None) -> str:
-    """`a small pair of red scissors`: article, size, measure, colour, label."""
-    words = " ".join(word for word in (size, concept.measure, colour, concept.label) if word)
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
-
-
-def caption_subject(caption: str) -> str:
-    """The part of a caption that names its own object, without where it is or what is near it.
-
-    Scoring by the words of a concept needs this: `a dog next to a banana` is no banana.
-    """
-    return _AFTER_SUBJECT.split(caption, maxsplit=1)[0]
-
-
-def _write_captions(
-    rng: np.random.Generator,
-    concepts: Sequence[Concept],
-    colours: Sequence[str | None],
-    masks: NDArray[np.bool_],
-    full_masks: NDArray[np.bool_],
-) -> tuple[tuple[str, ...], ...]:
-    sizes = [size_word(mask) for mask in masks]
-    written = []
-    for i, concept in enumerate(concepts):
-        simple = noun_phrase(concept, colour=colours[i])
-        sized = noun_phrase(concept, size=sizes[i], colour=colours[i])
-        subjects = [simple, sized, noun_phrase(concept, size=sizes[i]), noun_phrase(concept)]
-        phrases = [sized, noun_phrase(concept)]
-        position = position_word(masks[i])
-        for _ in range(2):
-            phrases.append(f"{_any_of(rng, subjects)} {_any_of(rng, _positions(position))}")
-        related = [(j, relation_word(i, j, masks, full_masks)) for j in range(len(concepts))]
-        relations = [(j, word) for j, word in related if j != i and word is not None]
-        for j, word in (relations[k] for k in rng.permutation(len(relations))[:2]):
-            other = noun_phrase(
-                concepts[j],
-                size=sizes[j] if rng.random() < 0.25 else None,
-                colour=colours[j] if rng.random() < 0.5 else None,
-            )
-            if concepts[j] is concept:
-                other = f"another {noun_phrase(concept).split(' ', 1)[1]}"
-            phrases.append(
-                f"{_any_of(rng, subjects)} {_any_of(rng, _RELATION_WORDINGS[word])} {other}"
-            )
-        others = [
-            phrases[k]
-            for k in rng.permutation(len(phrases))
-            if len(phrases[k].split()) <= MAX_CAPTION_WORDS
-        ]
-        written.append(tuple(dict.fromkeys([simple, *others])))
-    return tuple(written)
-
-
-_RELATION_WORDINGS = {
-    "in front of": ("in front of",),
-    "behind": ("behind", "behind", "partly hidden behind"),
-    "next to": ("next to", "next to", "beside"),
-    "above": ("above",),
-    "below": ("below", "under"),
-}
-
-
-def _positions(position: str) -> tuple[str, ...]:
-    if position == "center":
-        return ("in the center", "in the middle")
-    if " " in position:
-        return (f"in the {position}", f"in the {position} corner")
-    if position in ("left", "right"):
-        return (f"on the {position}", f"on the {position} side")
-    return (f"at the {position}", f"near the {position}")
-
-
-def _any_of(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[int(rng.integers(len(choices)))]

@@ -16,7 +16,8 @@ from sca_batch.boxes import to_model_frame
 from sca_batch.images import preprocess
 from sca_batch.model.sca import ScaModel
 from sca_batch.train.art import Art, Concept
-from sca_batch.train.scenes import Scene, caption_subject
+from sca_batch.train.phrases import caption_subject
+from sca_batch.train.scenes import Scene
 
 __all__ = ["RegionScore", "names_concept", "score_scene", "summarise"]
 

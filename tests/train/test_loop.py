@@ -53,6 +53,7 @@ QUICK = dataclasses.replace(
     vocab_size=330,
     validate_every=6,
     validation_scenes=1,
+    calibration_scenes=1,
     checkpoint_every_s=1e9,
     bf16=False,
 )

@@ -19,15 +19,17 @@ from sca_batch.train.art import (  # noqa: E402
     fetch_package,
     read_concepts,
 )
-from sca_batch.train.scenes import (  # noqa: E402
-    HELD_OUT_FIRST_SEED,
-    Scene,
+from sca_batch.train.phrases import (  # noqa: E402
     caption_subject,
-    compose_scene,
-    compose_scenes,
     noun_phrase,
     position_word,
     relation_word,
+)
+from sca_batch.train.scenes import (  # noqa: E402
+    HELD_OUT_FIRST_SEED,
+    Scene,
+    compose_scene,
+    compose_scenes,
     scene_seeds,
     visible_masks,
 )
