@@ -49,6 +49,7 @@ def _get(url: str, places: Places, deadline: float) -> bytes | str:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     address = _safe_address(parts.hostname, port, places)
     connection = _connect(parts, address, port, deadline)
+    answer = None
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         # Nothing of ours is sent along: no cookies, no credentials, no proxy's environment.
@@ -64,6 +65,8 @@ def _get(url: str, places: Places, deadline: float) -> bytes | str:
             raise ImageError("unreadable", redacted(f"{url}: {answer.status} {answer.reason}"))
         return _body(answer, connection, places.max_bytes, deadline)
     finally:
+        if answer is not None:
+            answer.close()  # it holds the socket too
         connection.close()
 
 
@@ -91,7 +94,11 @@ def _connect(
     opened = socket.create_connection((address, port), timeout=_left(deadline))
     if parts.scheme == "https":
         context = ssl.create_default_context()
-        opened = context.wrap_socket(opened, server_hostname=parts.hostname)
+        try:
+            opened = context.wrap_socket(opened, server_hostname=parts.hostname)
+        except BaseException:
+            opened.close()
+            raise
     connection.sock = opened
     return connection
 
