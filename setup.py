@@ -63,6 +63,7 @@ setup(
         "dev": [
             "prometheus_client>=0.20",
             "boto3>=1.34",
+            "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
             "s3fs>=2024.6",
             "jsonschema>=4.23",
