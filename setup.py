@@ -57,8 +57,14 @@ setup(
         "transformers>=5.24,<6",
     ],
     extras_require={
+        "metrics": ["prometheus_client>=0.20"],
+        "s3": ["s3fs>=2024.6"],
         "train": ["resvg-py>=0.2", "scikit-image>=0.25"],
         "dev": [
+            "prometheus_client>=0.20",
+            "boto3>=1.34",
+            "moto[server]>=5.0",
+            "s3fs>=2024.6",
             "jsonschema>=4.23",
             "mypy>=1.14",
             "pytest>=8.3",

@@ -55,7 +55,7 @@ OUTSIDE: dict[str, set[str]] = {
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},
-    "cli": {"click", "tqdm", "torch", "torchvision", "transformers", "PIL"},
+    "cli": {"click", "prometheus_client", "tqdm", "torch", "torchvision", "transformers", "PIL"},
     "": set(),
 }  # fmt: skip
 # Libraries that take seconds to load; asking for help must not wait for them.

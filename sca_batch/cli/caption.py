@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
     FAILURES,
     check_codes,
     follow_sources,
     make_runner,
     nightly_options,
+    places_of,
     stop_on_signals,
 )
 from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, ScaError
@@ -321,22 +323,29 @@ def _caption_to_folder(
                 _progress(len(run.plan)) as progress,
                 stop_on_signals(options["time_limit"]) as stop,
             ):
+                metrics = Metrics(options["metrics_file"], len(run.plan))
 
                 def heard(image: ImageDone) -> None:
                     stop.record()
                     progress.record(image)
+                    metrics.record(image)
+
+                def resumed(images: int) -> None:
+                    progress.resumed(images)
+                    metrics.resumed(images)
 
                 outcome = job.run_job(
                     run,
                     runner,
                     commit_every_s=options["commit_every"],
                     on_record=heard,
-                    on_resumed=progress.resumed,
+                    on_resumed=resumed,
                     on_stages=stages.add,
                     should_stop=stop.requested,
                 )
             summary = job.summarize(run, outcome, stages, workers=runner.workers)
             job.write_summary(out, summary)
+            metrics.finish(summary["complete"])
             if outcome.stopped:
                 click.echo(
                     f"Stopped; {progress.done:,} of {len(run.plan):,} images are done. The same "
@@ -359,6 +368,7 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     from sca_batch.data.plan import plan_head
     from sca_batch.data.sources import has_image_suffix, plan_sources
     from sca_batch.images import looks_like_image
+    from sca_batch.images.places import check_schemes
 
     plan = plan_sources(
         sources,
@@ -369,6 +379,8 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     )
     if options["limit"]:
         plan = plan_head(plan, options["limit"])
+    schemes = plan.frame["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
+    check_schemes(schemes.str.to_lowercase().unique().to_list(), places_of(options))
     without = plan.frame.filter(plan.frame["prompts"].is_null())
     if options["regions"] == "given" and len(without):
         raise ScaError(
@@ -425,6 +437,7 @@ class Settings:
             # On a CPU the model's own threads are busy already.
             decode_threads=1 if on_cpu else max(1, min(8, torch.get_num_threads() // 2)),
             decode_ahead=2 if on_cpu else 16,
+            places=places_of(self.options),
         )
 
     def pipeline(self, model: Any) -> Pipeline:
