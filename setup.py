@@ -9,7 +9,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[1]
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[
+    1
+]
+# Export to ONNX, and two runtimes for CPUs.
+CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.2"]
 
 
 class BuildWithManifests(build_py):
@@ -55,14 +59,21 @@ setup(
         "transformers>=5.24,<6",
     ],
     extras_require={
+        "cpu": CPU_ENGINES,
+        # Builds plans with or without a GPU; runs them on GeForce, RTX and A100-class ones.
+        "trt-rtx": [*CPU_ENGINES, "tensorrt-rtx-cu13>=1.7,<2"],
+        # H100, H200, B200: comes from NVIDIA's own package index, and builds on the GPU itself.
+        "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
         "train": ["resvg-py>=0.2"],
         "dev": [
+            *CPU_ENGINES,
             "jsonschema>=4.23",
             "mypy>=1.14",
             "pytest>=8.3",
             "resvg-py>=0.2",
             "ruff>=0.9",
             "scikit-image>=0.25",
+            "tensorrt-rtx-cu13>=1.7,<2",
         ],
     },
     entry_points={"console_scripts": ["sca = sca_batch.cli:main"]},
