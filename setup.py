@@ -16,12 +16,14 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").
 CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.2"]
 
 
-class BuildWithManifests(build_py):
-    """Puts `manifests/` into the wheel, so that the sample is there without a checkout."""
+class BuildWithAssets(build_py):
+    """Puts `manifests/` and `engines/*.toml` into the wheel: they are there without a checkout."""
 
     def run(self) -> None:
         super().run()
-        for source in sorted((HERE / "manifests").rglob("*")):
+        # Plans that were built in the checkout are nobody else's: recipes only.
+        recipes = sorted((HERE / "engines").glob("*.toml"))
+        for source in [*sorted((HERE / "manifests").rglob("*")), *recipes]:
             if source.is_file():
                 target = Path(self.build_lib, "sca_batch/assets", source.relative_to(HERE))
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,5 +79,5 @@ setup(
         ],
     },
     entry_points={"console_scripts": ["sca = sca_batch.cli:main"]},
-    cmdclass={"build_py": BuildWithManifests},
+    cmdclass={"build_py": BuildWithAssets},
 )

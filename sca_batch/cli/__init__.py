@@ -21,6 +21,7 @@ COMMANDS = {
     "draw": "sca_batch.cli.draw:draw",
     "doctor": "sca_batch.cli.doctor:doctor",
     "model": "sca_batch.cli.model:model",
+    "engine": "sca_batch.cli.engine:engine",
     "train": "sca_batch.cli.train:train",
 }
 

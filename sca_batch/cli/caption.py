@@ -33,7 +33,7 @@ REGION_OPTIONS = (
     "crop_n_points_downscale_factor", "min_mask_region_area",
 )  # fmt: skip
 CAPTION_OPTIONS = ("task", "prompt", "num_beams", "max_new_tokens", "captions_per_region")
-CONTENT_OPTIONS = ("model", "dtype", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
+CONTENT_OPTIONS = ("model", "dtype", "engine", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
 
 
 def _section(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +104,27 @@ _model_options = _section(
         default="auto",
         show_default=True,
         help="auto is float32 on a CPU and half precision under autocast on a GPU.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "openvino", "onnx", "tensorrt"]),
+        default="auto",
+        show_default=True,
+        help="What runs SAM and the mixer. auto takes plans that `sca engine build` made for this "
+        "model, device and dtype, else torch, and says which.",
+    ),
+    click.option(
+        "--engine-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="SCA_ENGINE_DIR",
+        default=Path("engines"),
+        show_default=True,
+        help="Where plans lie; also SCA_ENGINE_DIR.",
+    ),
+    click.option(
+        "--trust-engine",
+        is_flag=True,
+        help="Use plans whose bytes are not those that were built. Plans are native code.",
     ),
 )
 _caption_options = _section(
@@ -354,6 +375,7 @@ class _Settings:
         from sca_batch.captioners.sca import CaptionSettings
 
         self.options = options
+        self.engine_label = "torch"
         self.regions = self._region_settings()
         self.captions = CaptionSettings(**{name: options[name] for name in CAPTION_OPTIONS})
 
@@ -376,11 +398,25 @@ class _Settings:
         )
 
     def load(self) -> Any:
+        from sca_batch.engines import plan_precisions, use_engines
         from sca_batch.model.zoo import load_model
 
-        return load_model(
-            self.options["model"], device=self.options["device"], dtype=self.options["dtype"]
+        options = self.options
+        model = load_model(options["model"], device=options["device"], dtype=options["dtype"])
+        chosen = use_engines(
+            model,
+            options["engine"],
+            options["engine_dir"],
+            precisions=plan_precisions(model, options["dtype"]),
+            model_name=options["model"],
+            trusted=options["trust_engine"],
         )
+        for reason in chosen.refused:
+            log.warning("Not used: %s", reason)
+        log.info("Engine: %s", chosen.why)
+        # The run keeps what was found, so that a plan built tonight does not change it tomorrow.
+        options["engine"], self.engine_label = chosen.engine, chosen.label
+        return model
 
     def batches(self, on_cpu: bool) -> BatchSettings:
         import torch
@@ -412,7 +448,7 @@ class _Settings:
         return {
             "weights": weights_digest(model),
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
-            "engine": "torch",
+            "engine": self.engine_label,
             **{name: self.options[name] for name in (*CAPTION_OPTIONS, *REGION_OPTIONS)},
         }
 

@@ -125,10 +125,13 @@ def need(package: str, needed_for: str) -> Any:
         raise MissingPackageError(package, needed_for, INSTALL) from None
 
 
+_EXPORTERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
+
+
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
     """Keeps the exporter's notes away: about its own deprecations and unused example values."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _EXPORTERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
