@@ -9,9 +9,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[
-    1
-]
+INIT = (HERE / "sca_batch/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 # Export to ONNX, and two runtimes for CPUs.
 CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.2"]
 
@@ -45,6 +44,7 @@ setup(
         "click>=8.1",
         "fsspec>=2024.6",
         "huggingface_hub>=1.0",
+        "matplotlib>=3.9",  # the picture of sca stats
         "numpy>=2.0",
         "opencv-python-headless>=4.10",  # segment_anything's small-region removal
         "pillow>=11.0",
@@ -66,7 +66,7 @@ setup(
         "trt-rtx": [*CPU_ENGINES, "tensorrt-rtx-cu13>=1.7,<2"],
         # H100, H200, B200: comes from NVIDIA's own package index, and builds on the GPU itself.
         "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
-        "train": ["resvg-py>=0.2"],
+        "train": ["resvg-py>=0.2", "scikit-image>=0.25"],
         "dev": [
             *CPU_ENGINES,
             "jsonschema>=4.23",

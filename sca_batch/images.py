@@ -19,6 +19,7 @@ from sca_batch.errors import ImageError
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "DecodedImage",
+    "content_digest",
     "decode",
     "looks_like_image",
     "preprocess",
@@ -91,6 +92,14 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
         text = f"{type(error).__name__}: {error}"
         code = "truncated" if "truncated" in text.lower() else "decode"
         raise ImageError(code, text) from None
+
+
+def content_digest(uri: str) -> str | None:
+    """sha256 of an image file's bytes, hexadecimal; None when it cannot be read."""
+    try:
+        return hashlib.sha256(_read_bytes(uri)).hexdigest()
+    except ImageError:
+        return None
 
 
 def to_rgb(image: Image.Image) -> UInt8Image:

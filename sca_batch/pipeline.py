@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -80,6 +81,8 @@ class Pipeline:
         self.captioner = captioner
         self.regions = regions
         self.batches = batches
+        # Entered around every stage, by name: whoever wants to know how long they take.
+        self.watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
 
     def run(self, refs: Iterable[ImageRef]) -> Generator[ImageRecord]:
         """One record per image, in order. A bad image gives a record that says why."""
@@ -129,7 +132,8 @@ class Pipeline:
 
     def _decode(self, ref: ImageRef) -> DecodedImage | ImageError:
         try:
-            return read_image(ref.uri, max_pixels=self.regions.max_pixels)
+            with self.watch("decode"):
+                return read_image(ref.uri, max_pixels=self.regions.max_pixels)
         except ImageError as error:
             return error
 
@@ -145,11 +149,14 @@ class Pipeline:
     def _encode_and_propose(self, batch: Sequence[_Waiting]) -> None:
         """Fills in each image's embedding and regions, or its record if there is nothing to say."""
         live = [item for item in batch if item.image is not None]
-        for item, embedding in zip(live, self._encode(live), strict=True):
+        with self.watch("encode"):
+            embeddings = self._encode(live)
+        for item, embedding in zip(live, embeddings, strict=True):
             assert item.image is not None
             item.encoded = EncodedImage(item.image.rgb, embedding)
             try:
-                item.proposals = self._propose(item.ref, item.encoded)
+                with self.watch("propose"):
+                    item.proposals = self._propose(item.ref, item.encoded)
             except ImageError as error:
                 item.record = _failed(item.ref, error, item.image)
                 continue
@@ -211,9 +218,10 @@ class Pipeline:
     def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
         live = [item for item in waiting if item.record is None]
         images = [item.encoded for item in live if item.encoded is not None]
-        captions = iter(
-            self.captioner.caption(images, [item.proposals for item in live]) if live else []
-        )
+        captions: Iterator[Sequence[Caption]] = iter(())
+        if live:
+            with self.watch("caption"):
+                captions = iter(self.captioner.caption(images, [i.proposals for i in live]))
         for item in waiting:
             yield item.record or self._finish(item, next(captions))
 
