@@ -25,11 +25,13 @@ HOUSE: dict[str, set[str]] = {
     "job": {"records", "pipeline", "data"},
     "reports": {"records", "boxes", "images", "data"},
     "train": {"records", "boxes", "images", "model", "data", "regions"},
-    "checks": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data"},
+    "checks": {
+        "records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data", "train",
+    },
     "api": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline"},
     "cli": {"*"},
     "": {"*"},
-}
+}  # fmt: skip
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
