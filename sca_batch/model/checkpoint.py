@@ -33,6 +33,7 @@ from sca_batch.model.config import (
 )
 from sca_batch.model.language import restore_buffers
 from sca_batch.model.sca import ScaModel
+from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 
 __all__ = [
@@ -52,9 +53,12 @@ _PREFIXES = (
     ("mixer.queries.", "mask_decoder.caption_tokens."),
     ("mixer.transformer.", "mask_decoder.additional_transformer."),
     ("projection.", "language_project."),
+    ("vision_encoder.backbone.", "timm_vision_encoder."),
+    ("vision_encoder.projector.", "neck."),
 )
-# What the paper trains, under published names.
-_TRAINED = (*(theirs for _, theirs in _PREFIXES), "task_tokens.")
+# What the paper trains, under published names; the neck stands behind a timm backbone.
+_TRAINED = ("mask_decoder.caption_tokens.", "mask_decoder.additional_transformer.",
+            "language_project.", "task_tokens.", "neck.")  # fmt: skip
 _NOT_SAM = (*_TRAINED, "language_model.")
 _POSITION = "prompt_encoder.shared_embedding.positional_embedding"
 _POSITION_TWIN = "shared_image_embedding.positional_embedding"
@@ -314,6 +318,8 @@ def _assemble(
     if config.text.tie_word_embeddings:
         model.language_model.tie_weights()
     restore_buffers(model.language_model, torch.device("cpu"))
+    if isinstance(model.vision_encoder, TimmEncoder):
+        model.vision_encoder.restore_buffers()
     left = [name for name, value in _tensors(model) if value.is_meta]
     assert not left, f"left on the meta device: {left}"
     model.tokenizer = tokenizer

@@ -1,5 +1,7 @@
 """Images with captioned regions to tensors: which regions, which phrases, in which frame."""
 
+# ruff: noqa: N815  (shape suffixes)
+
 # Shape letters:  B images   N regions of one image   R = B * N, image by image
 #                 S pixels of the square input   L caption ids   D, H, W image embedding
 
@@ -163,5 +165,6 @@ def collate(samples: Sequence[RegionSample], tokenizer: CaptionTokenizer) -> Cap
 
 
 def _not_empty(boxes_N4: Floats) -> npt.NDArray[np.bool_]:
-    kept: npt.NDArray[np.bool_] = (boxes_N4[:, 2:] - boxes_N4[:, :2] > EMPTY).all(axis=1)
+    sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    kept: npt.NDArray[np.bool_] = np.all(sides_N2 > EMPTY, axis=1)
     return kept

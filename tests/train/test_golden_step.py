@@ -12,7 +12,7 @@ from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint
 
-SETS = ["gpt2-box", "gpt2-point", "llama-box"]
+SETS = ["gpt2-box", "gpt2-point", "llama-box", "timm-box"]
 STAGES = ["decay", "no_decay", "loss", "losses", "total_grad_norms", "grad_norms", "weights"]
 
 
