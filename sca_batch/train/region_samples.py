@@ -39,7 +39,8 @@ class RegionSample:
     """One image as the model sees it, and the regions of it that count, in order.
 
     `boxes_N4` are pixels of the square input, float64; `region_N` says which regions of the
-    manifest's row they are. `pixels_3SS` is None where the embedding was cached.
+    manifest's row they are. `pixels_3SS` is None where the embedding was cached, under
+    `cache_name`.
     """
 
     key: str
@@ -47,6 +48,7 @@ class RegionSample:
     boxes_N4: Floats
     region_N: npt.NDArray[np.int64]
     phrases: tuple[str, ...]
+    size_hw: tuple[int, int]  # of the image before it was resized
     pixels_3SS: npt.NDArray[np.float32] | None = None
     embedding_DHW: npt.NDArray[np.float32] | None = None
     cache_name: str | None = None
@@ -68,7 +70,8 @@ class CaptionBatch:
     keys: tuple[str, ...]  # one per image
     pixels_B3SS: Tensor | None
     embeddings: tuple[Tensor | None, ...]
-    cache_names: tuple[str | None, ...] = ()
+    cache_names: tuple[str | None, ...]
+    sizes_hw: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device) -> CaptionBatch:
         """The same on a device; boxes stay float64, as the reference's."""
@@ -93,6 +96,7 @@ def training_sample(
     draws: Draws | None,
     flip_chance: float,
     with_jitter: bool,
+    with_pixels: bool = True,
 ) -> RegionSample | None:
     """At most `most_regions` regions in random order with one random phrase each.
 
@@ -115,8 +119,9 @@ def training_sample(
         task=image.task,
         boxes_N4=to_model_frame(boxes_N4[chosen], rgb.shape[:2], size),
         region_N=chosen,
+        size_hw=(rgb.shape[0], rgb.shape[1]),
         phrases=tuple(image.phrases[k][rng.integers(len(image.phrases[k]))] for k in chosen),
-        pixels_3SS=preprocess(rgb, size),
+        pixels_3SS=preprocess(rgb, size) if with_pixels else None,
     )
 
 
@@ -131,6 +136,7 @@ def inference_sample(image: CaptionedImage, rgb: UInt8Image, *, size: int) -> Re
         task=image.task,
         boxes_N4=to_model_frame(boxes_N4, rgb.shape[:2], size),
         region_N=np.arange(len(boxes_N4)),
+        size_hw=(rgb.shape[0], rgb.shape[1]),
         phrases=tuple(texts[0] for texts in image.phrases),
         pixels_3SS=preprocess(rgb, size),
     )
@@ -161,6 +167,7 @@ def collate(samples: Sequence[RegionSample], tokenizer: CaptionTokenizer) -> Cap
             None if s.embedding_DHW is None else torch.from_numpy(s.embedding_DHW) for s in samples
         ),
         cache_names=tuple(sample.cache_name for sample in samples),
+        sizes_hw=tuple(sample.size_hw for sample in samples),
     )
 
 
