@@ -49,7 +49,7 @@ OUTSIDE: dict[str, set[str]] = {
     "reports": {"polars", "PIL", "matplotlib", "cv2"},
     "train": {
         "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
-        "accelerate",
+        "accelerate", "pycocoevalcap", "wandb",
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},

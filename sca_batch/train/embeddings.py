@@ -48,7 +48,8 @@ class EmbeddingCache:
     def save(self, name: str, embedding_DHW: Tensor, size_hw: tuple[int, int]) -> None:
         dtype = np.float16 if self.half else np.float32
         tensors = {
-            "embedding": embedding_DHW.detach().float().cpu().numpy().astype(dtype),
+            # Safetensors writes memory as it lies, whatever the strides say.
+            "embedding": np.ascontiguousarray(embedding_DHW.detach().float().cpu(), dtype),
             "size_hw": np.array(size_hw, np.int64),
         }
         path = self._path(name)
