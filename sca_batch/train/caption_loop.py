@@ -158,8 +158,10 @@ def _one_step(
         batch = batch.to(accelerator.device)
         keys += batch.keys
         regions += len(batch.boxes_R4)
-        # Dropout follows from the step alone: there is no generator to save.
-        seed = np.random.SeedSequence([recipe.seed, step, micro, accelerator.process_index])
+        # Dropout follows from the seed and the batch's number: there is no generator to save, and
+        # it is the same however many devices share the step.
+        number = micro * accelerator.num_processes + accelerator.process_index
+        seed = np.random.SeedSequence([recipe.seed, step, number])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         is_last = micro + 1 == run.micro_batches
         with _synchronising(run, is_last):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -191,6 +192,29 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_an_unbroken_one(unbrok
     run(QUICK, out, data, validation=data, resume=True)
 
     assert losses(out) == pytest.approx(losses(unbroken), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_losses_of_one(unbroken, data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+               "--standalone", str(Path(__file__).parents[2] / "sca.py"), "train", "vg",
+               "--data", str(data), "--cpu", "--workers", "0", "-o", str(tmp_path / "out")]  # fmt: skip
+    for field in dataclasses.fields(QUICK):
+        value = getattr(QUICK, field.name)
+        if value != getattr(CAPTION_RECIPES["vg"], field.name):
+            command += ["--set", f"{field.name}={json.dumps(value)}"]
+
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "on 2 x cpu" in done.stderr
+    assert losses(tmp_path / "out") == pytest.approx(losses(unbroken), rel=1e-3)
 
 
 def test_accumulated_batches_are_those_of_one_large_one(data, tmp_path):
