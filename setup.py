@@ -9,7 +9,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sca_batch/__init__.py").read_text(), re.M)[1]
+INIT = (HERE / "sca_batch/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 
 
 class BuildWithManifests(build_py):
@@ -39,6 +40,7 @@ setup(
         "click>=8.1",
         "fsspec>=2024.6",
         "huggingface_hub>=1.0",
+        "matplotlib>=3.9",  # the picture of sca stats
         "numpy>=2.0",
         "opencv-python-headless>=4.10",  # segment_anything's small-region removal
         "pillow>=11.0",
@@ -56,7 +58,13 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0.20"],
-        "train": ["accelerate>=1.2", "pycocoevalcap>=1.2", "resvg-py>=0.2", "tensorboard>=2.18"],
+        "train": [
+            "accelerate>=1.2",
+            "pycocoevalcap>=1.2",
+            "resvg-py>=0.2",
+            "scikit-image>=0.25",
+            "tensorboard>=2.18",
+        ],
         "dev": [
             "accelerate>=1.2",
             "jsonschema>=4.23",

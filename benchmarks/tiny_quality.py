@@ -111,8 +111,9 @@ def automatic_recall(
 
 def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """IoU of every pair of masks, (N, H, W) and (M, H, W) -> (N, M)."""
-    a = first.reshape(len(first), -1).astype(np.float32)
-    b = second.reshape(len(second), -1).astype(np.float32)
+    num_pixels = first.shape[1] * first.shape[2]
+    a = first.reshape(len(first), num_pixels).astype(np.float32)
+    b = second.reshape(len(second), num_pixels).astype(np.float32)
     inter = a @ b.T
     return inter / np.maximum(a.sum(axis=1)[:, None] + b.sum(axis=1)[None] - inter, 1)
 

@@ -63,9 +63,12 @@ def box_iou(first_xyxy: npt.ArrayLike, second_xyxy: npt.ArrayLike) -> Floats:
 
 
 def resized_size(size_hw: tuple[int, int], longest_side: int) -> tuple[int, int]:
-    """The size after bringing the longest side to `longest_side`, rounded as SAM does."""
+    """The size after bringing the longest side to `longest_side`, rounded as SAM does.
+
+    A side is at least 1: SAM's rounding would leave nothing of a 1 x 5000 strip.
+    """
     scale = longest_side / max(size_hw)
-    height, width = (int(side * scale + 0.5) for side in size_hw)
+    height, width = (max(1, int(side * scale + 0.5)) for side in size_hw)
     return height, width
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ERROR_CODES",
     "EXIT_BUG",
     "EXIT_INTERRUPTED",
     "EXIT_LEFTOVERS",
@@ -10,8 +11,15 @@ __all__ = [
     "EXIT_USAGE",
     "ImageError",
     "MissingPackageError",
+    "OutputError",
     "ScaError",
 ]
+
+# Why an image can fail; docs/FORMAT.md says what each means.
+ERROR_CODES = (
+    "missing", "unreadable", "empty_file", "not_an_image", "truncated", "too_large", "decode",
+    "checksum", "mask_size", "not_finite", "outside_root", "forbidden_url", "timeout", "oom", "killed_worker",
+)  # fmt: skip
 
 EXIT_LEFTOVERS = 1  # finished, but with more failures than allowed
 EXIT_USAGE = 2  # a request that cannot be met; nothing was started
@@ -33,9 +41,16 @@ class MissingPackageError(ScaError):
         super().__init__(f"{needed_for} needs the package {package}. Install it: {install}")
 
 
+class OutputError(ScaError):
+    """Results cannot be written now. What was committed is kept; the same command goes on."""
+
+    exit_code = EXIT_STOPPED
+
+
 class ImageError(ScaError):
     """An image that cannot be used. `code` is one of the closed set that records carry."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
+        assert code in ERROR_CODES, code
         self.code = code

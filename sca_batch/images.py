@@ -19,6 +19,7 @@ from sca_batch.errors import ImageError
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "DecodedImage",
+    "content_digest",
     "decode",
     "looks_like_image",
     "preprocess",
@@ -28,9 +29,10 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
-# ImageNet statistics, as SAM was trained with, for pixels in [0, 1].
-PIXEL_MEAN = np.array([0.485, 0.456, 0.406])
-PIXEL_STD = np.array([0.229, 0.224, 0.225])
+# ImageNet statistics, as SAM was trained with, for pixels in [0, 1]. float32 throughout, so that
+# pixels are bit for bit those of the published pipeline.
+PIXEL_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+PIXEL_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 UInt8Image = npt.NDArray[np.uint8]
 
@@ -92,6 +94,14 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
         raise ImageError(code, text) from None
 
 
+def content_digest(uri: str) -> str | None:
+    """sha256 of an image file's bytes, hexadecimal; None when it cannot be read."""
+    try:
+        return hashlib.sha256(_read_bytes(uri)).hexdigest()
+    except ImageError:
+        return None
+
+
 def to_rgb(image: Image.Image) -> UInt8Image:
     """A Pillow image of any mode as RGB uint8 (H, W, 3), its EXIF orientation applied."""
     return np.asarray(_without_alpha(ImageOps.exif_transpose(image)))
@@ -120,8 +130,8 @@ def _read_bytes(uri: str) -> bytes:
         raise ImageError("missing", f"no file {path}") from None
     except IsADirectoryError:
         raise ImageError("not_an_image", f"{path} is a folder") from None
-    except OSError as error:
-        raise ImageError("unreadable", f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError("unreadable", f"{uri!r}: {error}") from None
 
 
 def looks_like_image(path: Path) -> bool:
@@ -152,5 +162,6 @@ def preprocess(rgb: UInt8Image, image_size: int) -> npt.NDArray[np.float32]:
     resized = resize_longest_side(rgb, image_size)
     height, width = resized.shape[:2]
     padded = np.zeros((3, image_size, image_size), dtype=np.float32)
-    padded[:, :height, :width] = ((resized / 255.0 - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
+    normalised = (resized / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
+    padded[:, :height, :width] = normalised.transpose(2, 0, 1)
     return padded

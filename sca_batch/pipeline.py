@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -31,7 +32,8 @@ class RegionSettings:
     """Which regions are captioned; records depend on all of it.
 
     `source` None takes an image's given regions where the manifest has a list and proposes them
-    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing.
+    elsewhere; "auto" always proposes; "given" takes the list and proposes nothing. `limits` and
+    `min_caption_score` concern proposed regions: given ones are kept, in order.
     """
 
     source: Literal["auto", "given"] | None = None
@@ -79,6 +81,8 @@ class Pipeline:
         self.captioner = captioner
         self.regions = regions
         self.batches = batches
+        # Entered around every stage, by name: whoever wants to know how long they take.
+        self.watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
 
     def run(self, refs: Iterable[ImageRef]) -> Generator[ImageRecord]:
         """One record per image, in order. A bad image gives a record that says why."""
@@ -128,7 +132,8 @@ class Pipeline:
 
     def _decode(self, ref: ImageRef) -> DecodedImage | ImageError:
         try:
-            return read_image(ref.uri, max_pixels=self.regions.max_pixels)
+            with self.watch("decode"):
+                return read_image(ref.uri, max_pixels=self.regions.max_pixels)
         except ImageError as error:
             return error
 
@@ -144,11 +149,14 @@ class Pipeline:
     def _encode_and_propose(self, batch: Sequence[_Waiting]) -> None:
         """Fills in each image's embedding and regions, or its record if there is nothing to say."""
         live = [item for item in batch if item.image is not None]
-        for item, embedding in zip(live, self._encode(live), strict=True):
+        with self.watch("encode"):
+            embeddings = self._encode(live)
+        for item, embedding in zip(live, embeddings, strict=True):
             assert item.image is not None
             item.encoded = EncodedImage(item.image.rgb, embedding)
             try:
-                item.proposals = self._propose(item.ref, item.encoded)
+                with self.watch("propose"):
+                    item.proposals = self._propose(item.ref, item.encoded)
             except ImageError as error:
                 item.record = _failed(item.ref, error, item.image)
                 continue
@@ -188,17 +196,8 @@ class Pipeline:
     def _propose(self, ref: ImageRef, encoded: EncodedImage) -> Sequence[Proposal]:
         memory = self.batches.mask_memory_bytes
         prompts = self._given(ref)
-        if prompts is None:
-            proposals = propose_regions(
-                self.model,
-                encoded.rgb,
-                encoded.embedding,
-                self.regions.automatic,
-                mask_memory_bytes=memory,
-                keep_crop_embeddings=self.regions.keep_crop_embeddings,
-            )
-        else:
-            proposals = given_regions(
+        if prompts is not None:
+            return given_regions(
                 self.model,
                 encoded.embedding,
                 encoded.size_hw,
@@ -206,23 +205,39 @@ class Pipeline:
                 with_masks=self.captioner.needs_embedding,
                 mask_memory_bytes=memory,
             )
+        proposals = propose_regions(
+            self.model,
+            encoded.rgb,
+            encoded.embedding,
+            self.regions.automatic,
+            mask_memory_bytes=memory,
+            keep_crop_embeddings=self.regions.keep_crop_embeddings,
+        )
         return self.regions.limits.select(proposals, encoded.size_hw)
 
     def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
         live = [item for item in waiting if item.record is None]
         images = [item.encoded for item in live if item.encoded is not None]
-        captions = iter(
-            self.captioner.caption(images, [item.proposals for item in live]) if live else []
-        )
+        captions: Iterator[Sequence[Caption]] = iter(())
+        if live:
+            with self.watch("caption"):
+                captions = iter(self.captioner.caption(images, [i.proposals for i in live]))
         for item in waiting:
             yield item.record or self._finish(item, next(captions))
 
     def _finish(self, item: _Waiting, captions: Sequence[Caption]) -> ImageRecord:
+        if not all(np.isfinite(caption.logprob) for caption in captions):
+            overflow = ImageError(
+                "not_finite",
+                "the model's scores are not finite numbers; half precision overflows on some "
+                "images: try --dtype float32",
+            )
+            return _failed(item.ref, overflow, item.image)
         least = self.regions.min_caption_score
         kept = [
             (proposal, caption)
             for proposal, caption in zip(item.proposals, captions, strict=True)
-            if np.exp(caption.logprob) >= least
+            if np.exp(caption.logprob) >= least or proposal.region.prompt_type != "grid_point"
         ]
         return _record(item, kept)
 

@@ -9,8 +9,9 @@ from sca_batch.data.shards import iter_rows
 from sca_batch.data.sources import plan_sources
 from sca_batch.errors import ScaError
 from sca_batch.images import looks_like_image
-from sca_batch.job import locked, open_run, refuse_foreign_folder, remove_run, run_job
+from sca_batch.job import ShardWorker, locked, open_run, refuse_foreign_folder, remove_run, run_job
 from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.runners import InlineRunner
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def start(shapes_images, tmp_path, pipeline):
             settings={"model": "shapes"},
             shard_size=shard_size,
         )
-        return run_job(opened, lambda: pipeline, **options)
+        return run_job(opened, InlineRunner(lambda: ShardWorker(pipeline)), **options)
 
     return run
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, rle_to_mask
@@ -14,6 +15,7 @@ from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
 from sca_batch.errors import ScaError
 from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
 from sca_batch.records import ImageRef, Prompt
+from sca_batch.regions.select import RegionLimits
 
 
 def refs_of(folder, prompts=None):
@@ -196,3 +198,39 @@ def test_closing_the_generator_ends_the_decoding_threads(shapes_images, make_pip
     next(records)
     records.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_given_regions_are_kept_whatever_the_limits_say(shapes_images, make_pipeline):
+    prompts = (Prompt(box_xyxy=(1.0, 1.0, 3.0, 3.0)), Prompt(box_xyxy=(0.0, 0.0, 90.0, 90.0)))
+    limits = RegionLimits(min_area=0.9, max_regions=1)
+    strict = make_pipeline(regions={"limits": limits, "min_caption_score": 1.0})
+    (record,) = strict.run(refs_of(shapes_images, {1: prompts})[:1])
+    assert len(record.regions) == 2
+
+
+def test_a_strip_one_pixel_high_is_an_image_like_any_other(tmp_path, make_pipeline):
+    Image.new("RGB", (3000, 1), (9, 99, 199)).save(tmp_path / "strip.png")
+    (record,) = make_pipeline().run([ImageRef(1, "s", str(tmp_path / "strip.png"), "strip.png")])
+    assert record.status in {"ok", "empty"}
+    assert (record.width, record.height) == (3000, 1)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_scores_that_are_not_finite_fail_the_image_and_not_the_run(
+    shapes_images, shapes_folder, shapes_settings, num_beams
+):
+    from sca_batch.model.checkpoint import load_checkpoint
+
+    model = load_checkpoint(shapes_folder)
+    with torch.no_grad():
+        model.projection.bias.fill_(math.nan)
+    settings = CaptionSettings(num_beams=num_beams, max_new_tokens=3)
+    pipeline = Pipeline(
+        model,
+        ScaCaptioner(model, settings),
+        RegionSettings(automatic=shapes_settings),
+        BatchSettings(),
+    )
+    records = list(pipeline.run(refs_of(shapes_images)))
+    assert {r.error_code for r in records} == {"not_finite"}
+    assert "--dtype float32" in records[0].error

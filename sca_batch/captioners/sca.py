@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,22 +71,28 @@ class ScaCaptioner:
     ) -> list[list[Caption]]:
         """Captions of each image's regions, in their order."""
         image_size = self.model.config.image_size
+        asked: list[list[int]] = []  # for each image, which prompt each region is captioned from
         prompts: list[ModelPrompt] = []
         embeddings: list[Tensor] = []  # that of each prompt: its crop's, or its image's
+        place_of: dict[int, int] = {}
         for image, proposals in zip(images, regions, strict=True):
             assert image.embedding is not None, "the pipeline encodes for this captioner"
+            asked.append([])
             for prompt in proposal_prompts(
                 proposals, self.settings.prompt, image.size_hw, image_size
             ):
-                prompts.append(prompt)
-                own = prompt.crop_embedding
-                embeddings.append(image.embedding if own is None else own)
+                # The masks of one grid point share its prompt, and so its caption.
+                if id(prompt) not in place_of:
+                    place_of[id(prompt)] = len(prompts)
+                    prompts.append(prompt)
+                    own = prompt.crop_embedding
+                    embeddings.append(image.embedding if own is None else own)
+                asked[-1].append(place_of[id(prompt)])
         captions: dict[int, Caption] = {}
         for batch in batches_by_layout(prompts, self.batch_size):
             found = self._caption_batch([prompts[i] for i in batch], [embeddings[i] for i in batch])
             captions |= zip(batch, found, strict=True)
-        ordered = iter(captions[i] for i in range(len(prompts)))
-        return [[next(ordered) for _ in proposals] for proposals in regions]
+        return [[captions[place] for place in places] for places in asked]
 
     def _caption_batch(
         self, prompts: Sequence[ModelPrompt], embeddings: Sequence[Tensor]
@@ -115,6 +122,9 @@ class ScaCaptioner:
         there are as many heads as masks, else that of the first, as in the published evaluation.
         """
         chosen = int(iou_3.argmax()) if len(heads) == len(iou_3) else 0
+        if not heads[chosen]:
+            # No beam has a finite score; the pipeline makes this image's record a failed one.
+            return Caption(text="", logprob=math.nan)
         best = heads[chosen][0]
         return Caption(
             text=self.tokenizer.decode(best.ids),

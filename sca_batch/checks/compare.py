@@ -48,7 +48,7 @@ def check(
 
     Every stage is computed from the recording's inputs through the model's own earlier stages.
     Tasks and generation arguments are the recording's. `atol` replaces tolerances by stage name
-    or pattern (`lm_*`).
+    or pattern (`lm_*`); that of a set of ids is the number of captions that may differ, 0.
 
     Raises:
         ScaError: where the folder is no recording or nothing in it can be compared, where an
@@ -73,7 +73,8 @@ def check(
             value = recorded.generated[name]
             results.append(_compare(key, value, ours.get(key), tolerances[key]))
     for name in recorded.id_sets:
-        results.append(_compare_ids(model, name, recorded, ours, inputs))
+        allowed = tolerances[f"generate.{name}"]
+        results.append(_compare_ids(model, name, recorded, ours, inputs, allowed))
     results += [
         StageResult(name, None, None, None, "unknown tensor, not compared")
         for name in recorded.unknown_tensors
@@ -163,23 +164,25 @@ def _compare_ids(
     recorded: Recording,
     ours: Mapping[str, Tensor],
     inputs: Inputs,
+    allowed: float,
 ) -> StageResult:
     stage = f"generate.{name}"
     if "query_embeddings" not in ours:
-        return StageResult(stage, None, 0.0, None, _NO_INPUTS)
+        return StageResult(stage, None, allowed, None, _NO_INPUTS)
     settings = settings_of(name, recorded.info)
     if isinstance(settings, str):
-        return StageResult(stage, None, 0.0, None, f"not compared: {settings}")
+        return StageResult(stage, None, allowed, None, f"not compared: {settings}")
     mine = [list(ids) for ids in generate_ids(model, ours, inputs, settings)]
     rows = captions_in(
         recorded.id_rows(name), bos_token_id(model, recorded.info), model.config.eos_token_id
     )
     if len(rows) != len(mine):
         note = f"{len(rows)} rows, but this model gives {len(mine)}: regions x caption heads"
-        return StageResult(stage, math.inf, 0.0, False, note)
+        return StageResult(stage, math.inf, allowed, False, note)
     differing = [i for i, (theirs, own) in enumerate(zip(rows, mine, strict=True)) if theirs != own]
     note = ""
     if differing:
         row = differing[0]
         note = f"row {row} is {rows[row]}, but this model gives {mine[row]}"
-    return StageResult(stage, float(len(differing)), 0.0, not differing, note)
+    error = float(len(differing))
+    return StageResult(stage, error, allowed, error <= allowed, note)

@@ -148,11 +148,14 @@ def _forced_stages(model: ScaModel, inputs: Inputs, prefix_RPE: Tensor) -> dict[
 def generate_ids(
     model: ScaModel, stages: Mapping[str, Tensor], inputs: Inputs, settings: GenerateSettings
 ) -> list[tuple[int, ...]]:
-    """The best caption's ids for each region and head, the end id included where reached."""
+    """The best caption's ids for each region and head, the end id included where reached.
+
+    None at all where logits are not finite: no beam has a score then.
+    """
     found = model.generate(
         stages["query_embeddings"].flatten(0, 1).to(model.device),
         tasks=inputs.tasks,
         num_beams=settings.num_beams,
         max_new_tokens=settings.max_new_tokens,
     )
-    return [beams[0].ids for heads in found for beams in heads]
+    return [beams[0].ids if beams else () for heads in found for beams in heads]

@@ -19,8 +19,11 @@ __all__ = ["cli", "main"]
 COMMANDS = {
     "caption": "sca_batch.cli.caption:caption",
     "draw": "sca_batch.cli.draw:draw",
+    "verify": "sca_batch.cli.verify:verify",
     "doctor": "sca_batch.cli.doctor:doctor",
     "model": "sca_batch.cli.model:model",
+    "manifest": "sca_batch.cli.manifest:manifest",
+    "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sca_batch.errors import EXIT_INTERRUPTED, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
+from sca_batch.cli.nightly import (
+    FAILURES,
+    check_codes,
+    follow_sources,
+    make_runner,
+    nightly_options,
+    stop_on_signals,
+)
+from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sca_batch.data.plan import Plan
-    from sca_batch.job import Outcome
+    from sca_batch.job import ImageDone, Outcome
     from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
 
 log = logging.getLogger(__name__)
@@ -83,10 +90,10 @@ _run_options = _section(
     ),
     click.option(
         "--max-failures",
-        type=click.IntRange(0),
-        default=0,
+        type=FAILURES,
+        default="0",
         show_default=True,
-        help="Images that may fail before the exit code is 1.",
+        help="Images that may fail before the exit code is 1: a number, or a share such as 0.5%.",
     ),
 )
 _model_options = _section(
@@ -147,7 +154,8 @@ _caption_options = _section(
         type=click.FloatRange(0, 1),
         default=0.0,
         show_default=True,
-        help="Leave out regions whose caption is less probable (exp of its mean log-probability).",
+        help="Leave out proposed regions whose caption is less probable (exp of its mean "
+        "log-probability).",
     ),
 )
 _region_options = _section(
@@ -157,10 +165,16 @@ _region_options = _section(
         help="auto proposes regions everywhere; given takes the manifest's only.  [default: given "
         "where the manifest has a list, auto elsewhere]",
     ),
-    click.option("--min-area", type=float, help="Smallest mask: pixels, or a fraction below 1."),
-    click.option("--max-area", type=float, help="Largest mask: pixels, or a fraction below 1."),
     click.option(
-        "--max-regions", type=click.IntRange(1), help="Per image, those with the best masks."
+        "--min-area", type=float, help="Smallest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-area", type=float, help="Largest proposed mask: pixels, or a fraction below 1."
+    ),
+    click.option(
+        "--max-regions",
+        type=click.IntRange(1),
+        help="Proposed per image: those with the best masks.",
     ),
     click.option(
         "--max-pixels",
@@ -205,6 +219,7 @@ _batch_options = _section(
 @_caption_options
 @_region_options
 @_batch_options
+@_section(*nightly_options)
 @click.pass_context
 def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> None:
     """Find the regions of every image in SOURCE and describe each one.
@@ -214,8 +229,9 @@ def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
     lines on standard input. manifests/README.md says which columns a manifest may have.
 
     The same command again goes on where it was stopped. Exit codes: 0 every image has a record;
-    1 some failed (--max-failures); 2 a request that cannot be met, nothing was started; 75 told to
-    stop; 130 interrupted.
+    1 finished, but more failed than --max-failures allows, or shards are left over; 2 a request
+    that cannot be met, nothing was started; 70 a bug; 75 told to stop by a signal, --time-limit or
+    a full disk, what is done is kept; 130 interrupted.
 
     \b
     Examples:
@@ -276,45 +292,67 @@ def _caption_to_folder(
     if options["output"] == "-":
         raise ScaError("-o - prints lines; add --format jsonl")
     refuse_output_inside(sources, out)
-    settings = _Settings(options)
+    settings = Settings(options)
     if options["dry_run"]:
         _describe(_plan(sources, options), out, settings, options)
         return 0
+    check_codes(options["retry_failed"])
     job.refuse_foreign_folder(out)
-    # Everything that can be wrong with the request is found before the first file is written.
-    fresh = options["overwrite"] or not (out / "run.json").is_file()
-    plan = _plan(sources, options) if fresh else None
-    model = settings.load()
-    with job.locked(out):
-        if options["overwrite"]:
-            job.remove_run(out)
-        run = job.open_run(
-            out,
-            make_plan=lambda: plan if plan is not None else _plan(sources, options),
-            content=settings.content(model),
-            settings=settings.informative(model, sources),
-            shard_size=options["shard_size"],
-        )
-        with _progress(len(run.plan)) as progress, _stop_on_signals() as stop:
-            outcome = job.run_job(
-                run,
-                lambda: settings.pipeline(model),
-                commit_every_s=options["commit_every"],
-                on_record=progress.record,
-                on_resumed=progress.resumed,
-                should_stop=stop.requested,
+    with make_runner(options, tuple(sources)) as runner:
+        runner.start()  # the first worker loads its model while the sources are listed
+        # Everything that can be wrong with the request is found before the first file is written.
+        fresh = options["overwrite"] or not (out / "run.json").is_file()
+        plan = _plan(sources, options) if fresh else None
+        content, informative = runner.about()
+        with job.locked(out):
+            if options["overwrite"]:
+                job.remove_run(out)
+            run = job.open_run(
+                out,
+                make_plan=lambda: plan if plan is not None else _plan(sources, options),
+                content=content,
+                settings=informative,
+                shard_size=options["shard_size"],
             )
-        if outcome.stopped:
-            click.echo(
-                f"Stopped; {progress.done:,} of {len(run.plan):,} images are done. "
-                "The same command goes on.",
-                err=True,
-            )
-            return EXIT_STOPPED if stop.signal == signal.SIGTERM else EXIT_INTERRUPTED
-        if "coco" in formats:
-            export_coco(out, out / job.COCO_FILE)
+            if not fresh:
+                run = follow_sources(run, options, lambda: _plan(sources, options))
+            stages = job.StageTimes()
+            with (
+                _progress(len(run.plan)) as progress,
+                stop_on_signals(options["time_limit"]) as stop,
+            ):
+
+                def heard(image: ImageDone) -> None:
+                    stop.record()
+                    progress.record(image)
+
+                outcome = job.run_job(
+                    run,
+                    runner,
+                    commit_every_s=options["commit_every"],
+                    on_record=heard,
+                    on_resumed=progress.resumed,
+                    on_stages=stages.add,
+                    should_stop=stop.requested,
+                )
+            summary = job.summarize(run, outcome, stages, workers=runner.workers)
+            job.write_summary(out, summary)
+            if outcome.stopped:
+                click.echo(
+                    f"Stopped; {progress.done:,} of {len(run.plan):,} images are done. The same "
+                    "command goes on.",
+                    err=True,
+                )
+                return stop.exit_code
+            if "coco" in formats:
+                export_coco(out, out / job.COCO_FILE)
     _summary(outcome, out, formats)
-    return EXIT_LEFTOVERS if outcome.failures.total() > options["max_failures"] else 0
+    for lost in outcome.lost:
+        click.echo(f"{lost.unit} is left over: {lost.error}", err=True)
+    if any(lost.is_bug for lost in outcome.lost):
+        return EXIT_BUG
+    few = options["max_failures"].allow(outcome.failures.total(), len(run.plan))
+    return 0 if few and not outcome.lost else EXIT_LEFTOVERS
 
 
 def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
@@ -340,7 +378,7 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     return plan
 
 
-class _Settings:
+class Settings:
     """The command's options as the dataclasses of the rooms that they are for."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -431,7 +469,7 @@ class _Settings:
         }
 
 
-def _describe(plan: Plan, out: Path, settings: _Settings, options: dict[str, Any]) -> None:
+def _describe(plan: Plan, out: Path, settings: Settings, options: dict[str, Any]) -> None:
     given = plan.frame["prompts"].is_not_null().sum() if options["regions"] != "auto" else 0
     click.echo(f"Would caption {len(plan):,} images with {options['model']} into {out}/")
     click.echo(
@@ -458,10 +496,11 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     """One JSON line per image on standard output, the fields of the Parquet dataset."""
     from sca_batch.data.plan import shard_refs
     from sca_batch.data.rows import record_to_row, row_to_jsonl
+    from sca_batch.job import image_done
 
     if options["output"] not in (None, "-"):
         raise ScaError(f"--format jsonl prints lines; use -o - > {options['output']}")
-    settings = _Settings(options)
+    settings = Settings(options)
     plan = _plan(sources, options)
     if options["dry_run"]:
         _describe(plan, Path("-"), settings, options)
@@ -470,8 +509,8 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     with _progress(len(plan)) as progress:
         for record in pipeline.run(shard_refs(plan, 0, len(plan))):
             click.echo(row_to_jsonl(record_to_row(record)))
-            progress.record(record)
-    if progress.failed > options["max_failures"]:
+            progress.record(image_done(record))
+    if not options["max_failures"].allow(progress.failed, len(plan)):
         sys.exit(EXIT_LEFTOVERS)
 
 
@@ -504,14 +543,14 @@ class _Progress:
                 self.bar.update(images)
             log.info("%s of %s images are done already.", f"{self.done:,}", f"{self.total:,}")
 
-    def record(self, record: Any) -> None:
+    def record(self, image: ImageDone) -> None:
         self.done += 1
         self.fresh += 1
-        self.regions += len(record.regions)
-        self.failed += record.status == "failed"
-        if record.status == "failed":
+        self.regions += image.regions
+        self.failed += image.status == "failed"
+        if image.status == "failed":
             self.bar.clear()
-            log.warning("%s: %s (%s)", record.ref.key, record.error, record.error_code)
+            log.warning("%s: %s (%s)", image.key, image.error, image.error_code)
         self.bar.set_postfix_str(f"{self.regions:,} regions", refresh=False)
         self.bar.update(1)
         if self._logs and _now() - self._logged > self.LOG_EVERY_S:
@@ -543,36 +582,6 @@ def _duration(seconds: float) -> str:
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s"
-
-
-class _Stop:
-    """Which signal asked us to stop; the first is kept, the second acts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def requested(self) -> bool:
-        return self.signal is not None
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        click.echo(
-            "\nStopping after this image; what is done is kept. Once more to stop at once.",
-            err=True,
-        )
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summary(outcome: Outcome, out: Path, formats: set[str]) -> None:

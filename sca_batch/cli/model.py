@@ -162,10 +162,7 @@ def record_stages(
     from sca_batch.model.zoo import load_model
 
     given_boxes = [_numbers(box, (4,), "--box", "X0,Y0,X1,Y1") for box in boxes]
-    given_points = [
-        [_numbers(point, (2, 3), "--point", "X,Y or X,Y,LABEL") for point in region.split()]
-        for region in points
-    ]
+    given_points = [[_point(point) for point in region.split()] for region in points]
     present = [n for n in ("inputs.safetensors", "info.json") if (out / n).exists()]
     if present and not overwrite:
         raise ScaError(f"{out} has {present[0]} already. Replace it with --overwrite")
@@ -206,7 +203,8 @@ def record_stages(
     "tolerances",
     multiple=True,
     metavar="STAGE=X",
-    help="Another absolute tolerance for a stage or a pattern such as 'lm_*'; may be repeated.",
+    help="Another absolute tolerance for a stage or a pattern such as 'lm_*', for ids the number "
+    "of captions that may differ; may be repeated.",
 )
 @_DEVICE
 @_DTYPE
@@ -316,7 +314,15 @@ def _numbers(text: str, counts: tuple[int, ...], option: str, expected: str) -> 
     except ValueError:
         values = []
     if len(values) not in counts or not all(math.isfinite(value) for value in values):
-        raise ScaError(f"{option} {text}: expected {expected} in pixels")
+        raise ScaError(f"{option} {text}: expected {expected}, in pixels")
+    return values
+
+
+def _point(text: str) -> list[float]:
+    expected = "X,Y or X,Y,LABEL with a label of 1 (on the region) or 0 (off it)"
+    values = _numbers(text, (2, 3), "--point", expected)
+    if len(values) == 3 and values[2] not in (0, 1):
+        raise ScaError(f"--point {text}: expected {expected}, in pixels")
     return values
 
 

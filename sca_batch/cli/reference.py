@@ -17,7 +17,9 @@ Generated from the commands: `python -m sca_batch.cli.reference > docs/CLI.md`.
 def reference() -> str:
     """The help of every command, as one Markdown page."""
     parts = [INTRODUCTION]
-    for path, command, context in _walk(cli, click.Context(cli, info_name="sca")):
+    for path, command, context in _walk(
+        cli, click.Context(cli, info_name="sca", **cli.context_settings)
+    ):
         help_text = command.get_help(context).rstrip()
         parts.append(f"## {path}\n\n```text\n{help_text}\n```\n")
     return "\n".join(parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sca_batch.data.atomic import writing
+from sca_batch.data.cut import gone_ids
 from sca_batch.data.rows import COORDINATE_FRAME
 from sca_batch.data.shards import iter_rows, read_run
 
@@ -35,15 +36,16 @@ def export_coco(dataset: Path, target: Path) -> Exported:
         ScaError: when `dataset` has no run.json or a damaged shard.
     """
     run = read_run(dataset)
+    gone = gone_ids(dataset)
     with writing(target) as file:
         file.write(b'{"info": {\n')
         for name, value in _info(run).items():
             file.write(f"{json.dumps(name)}: {_json(value)},\n".encode())
-        failed = _write_list(file, "failed_images", _failures(dataset))
+        failed = _write_list(file, "failed_images", _failures(dataset, gone))
         file.write(b'},\n"licenses": [],\n"categories": ' + _json([CATEGORY]).encode() + b",\n")
-        images = _write_list(file, "images", _images(dataset))
+        images = _write_list(file, "images", _images(dataset, gone))
         file.write(b",\n")
-        regions = _write_list(file, "annotations", _annotations(dataset))
+        regions = _write_list(file, "annotations", _annotations(dataset, gone))
         file.write(b"}\n")
     return Exported(images, regions, failed)
 
@@ -59,9 +61,9 @@ def _info(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failures(dataset: Path) -> Iterator[dict[str, Any]]:
+def _failures(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     for row in iter_rows(dataset, FAILURE_COLUMNS):
-        if row["status"] == "failed":
+        if row["status"] == "failed" and row["image_id"] not in gone:
             yield {
                 "id": row["image_id"],
                 "file_name": row["file_name"],
@@ -71,9 +73,9 @@ def _failures(dataset: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _images(dataset: Path) -> Iterator[dict[str, Any]]:
+def _images(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     for row in iter_rows(dataset, IMAGE_COLUMNS):
-        if row["status"] != "failed":
+        if row["status"] != "failed" and row["image_id"] not in gone:
             yield {
                 "id": row["image_id"],
                 "file_name": row["file_name"],
@@ -85,10 +87,10 @@ def _images(dataset: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _annotations(dataset: Path) -> Iterator[dict[str, Any]]:
+def _annotations(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     annotation_id = 0
     for row in iter_rows(dataset, ["image_id", "regions"]):
-        for region in row["regions"]:
+        for region in row["regions"] if row["image_id"] not in gone else ():
             annotation_id += 1
             yield _annotation(annotation_id, row["image_id"], region)
 

@@ -50,7 +50,8 @@ def _add(digest: Any, array: pa.Array) -> None:
         digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
         digest.update(_text_bytes(texts))
     else:
-        digest.update(array.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+        absent = False if pa.types.is_boolean(kind) else 0
+        digest.update(array.fill_null(absent).to_numpy(zero_copy_only=False).tobytes())
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:

@@ -30,6 +30,7 @@ __all__ = [
     "finished_shards",
     "find_row",
     "fingerprint_digest",
+    "iter_file",
     "iter_records",
     "iter_rows",
     "read_run",
@@ -52,13 +53,15 @@ ROWS_AT_ONCE = 64  # rows that a reader holds in memory
 class ShardMark:
     """What a shard says about itself: its place in the plan and the run that made it.
 
-    `first_row` and `last_row` are rows of the plan, from 0, both included.
+    `first_row` and `last_row` are rows of the plan, from 0, both included. `versions` is JSON:
+    which version of its source each row was made from, by its place in the shard, where not 0.
     """
 
     index: int
     first_row: int
     last_row: int
     fingerprint: str
+    versions: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def write_shard(records: Iterable[ImageRecord], path: Path, mark: ShardMark) -> 
         b"sca.fingerprint": mark.fingerprint,
         b"sca.rows_digest": digest_rows(table),
         b"sca.content_version": str(CONTENT_VERSION),
+        b"sca.versions": mark.versions,
     }
     with writing(path) as file:
         pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
@@ -92,7 +96,7 @@ def write_shard(records: Iterable[ImageRecord], path: Path, mark: ShardMark) -> 
 
 def read_shard(path: Path) -> list[ImageRecord]:
     """Every record of one shard."""
-    return [row_to_record(row) for row in _rows(path)]
+    return [row_to_record(row) for row in iter_file(path)]
 
 
 def read_shard_mark(path: Path, *, check_rows: bool = True) -> ShardMark:
@@ -114,6 +118,7 @@ def read_shard_mark(path: Path, *, check_rows: bool = True) -> ShardMark:
             first_row=int(metadata[b"sca.first_row"]),
             last_row=int(metadata[b"sca.last_row"]),
             fingerprint=metadata[b"sca.fingerprint"].decode(),
+            versions=metadata[b"sca.versions"].decode(),
         )
         rows_digest = metadata[b"sca.rows_digest"].decode()
         version = int(metadata[b"sca.content_version"])
@@ -157,7 +162,7 @@ def dataset_shards(dataset: Path) -> list[Path]:
 def iter_rows(dataset: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Every row of a dataset, shard by shard, with all columns or only some."""
     for path in dataset_shards(dataset):
-        yield from _rows(path, columns)
+        yield from iter_file(path, columns)
 
 
 def iter_records(dataset: Path) -> Iterator[ImageRecord]:
@@ -176,7 +181,7 @@ def find_row(dataset: Path, image: str) -> dict[str, Any]:
     found: dict[str, list[tuple[Path, int, str]]] = {"key": [], "file_name": [], "image_id": []}
     some_key = None
     for path in dataset_shards(dataset):
-        for position, row in enumerate(_rows(path, list(found))):
+        for position, row in enumerate(iter_file(path, list(found))):
             some_key = some_key or row["key"]
             for column, places in found.items():
                 if str(row[column]) == image:
@@ -191,10 +196,11 @@ def find_row(dataset: Path, image: str) -> dict[str, Any]:
             f"{dataset}: {len(places):,} images are {image}; name one by its key: {keys}"
         )
     path, position, _ = places[0]
-    return next(islice(_rows(path), position, None))
+    return next(islice(iter_file(path), position, None))
 
 
-def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_file(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every row of one shard."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):

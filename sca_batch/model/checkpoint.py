@@ -109,7 +109,9 @@ _SEGMENT_ANYTHING = (
 # What torch's unpickler raises on files that are cut off, are something else, or hold code.
 _BAD_PICKLE = (
     pickle.UnpicklingError,
+    AssertionError,
     EOFError,
+    MemoryError,
     LookupError,
     OSError,
     RuntimeError,

@@ -374,6 +374,8 @@ def _suggestion(name: str) -> str:
 
 def _near_names(name: str) -> str:
     """A question for a name that looks like a known model or a folder beside; else empty."""
+    if name in MODELS:
+        return ""
     short = {known.split("/")[-1]: known for known in MODELS}
     near = [
         *difflib.get_close_matches(name, MODELS, n=2),
@@ -384,5 +386,4 @@ def _near_names(name: str) -> str:
         folders = [path.name for path in parent.iterdir() if path.is_dir()]
         beside = difflib.get_close_matches(Path(name).name, sorted(folders), n=2)
         near = [str(parent / folder) for folder in beside]
-    near = [known for known in dict.fromkeys(near) if known != name]
-    return f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"Did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""

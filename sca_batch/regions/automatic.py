@@ -40,12 +40,15 @@ from sca_batch.errors import ScaError
 from sca_batch.images import preprocess
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Region, Rle
-from sca_batch.regions.masks import encode_masks, mask_logits, stability_scores
+from sca_batch.regions.masks import (
+    FIRST_OF_THREE,
+    encode_masks,
+    mask_logits,
+    stability_scores,
+)
 from sca_batch.regions.proposal import ModelPrompt, Proposal
 
 __all__ = ["AutomaticMaskSettings", "propose_regions"]
-
-FIRST_OF_THREE = 1  # the decoder's mask 0 is the single one; ambiguous points get masks 1 to 3
 
 Floats = npt.NDArray[np.float64]
 CropBox = tuple[int, int, int, int]
@@ -133,7 +136,7 @@ class _Crop:
     embedding: Tensor
     points_xy: Floats
     model_points_xy: Floats
-    kept_embedding: Tensor | None
+    prompts: list[ModelPrompt]  # one for each point, shared by its masks
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -152,6 +155,8 @@ def propose_regions(
     keep_crop_embeddings: bool = False,
 ) -> list[Proposal]:
     """The regions that SAM finds in an image by itself, in SAM's order.
+
+    Regions found with one grid point share one prompt object.
 
     Args:
         rgb: the EXIF-oriented image, uint8 (H, W, 3).
@@ -173,12 +178,17 @@ def propose_regions(
         crop_hw = (y1 - y0, x1 - x0)
         points = grids[layer] * np.array([crop_hw[1], crop_hw[0]])
         embedding = embedding_1DHW if layer == 0 else _encode(model, rgb[y0:y1, x0:x1])
+        kept_embedding = embedding if layer and keep_crop_embeddings else None
+        model_points = to_model_frame(points, crop_hw, model.config.image_size)
         crop = _Crop(
             box=box,
             embedding=embedding,
             points_xy=points,
-            model_points_xy=to_model_frame(points, crop_hw, model.config.image_size),
-            kept_embedding=embedding if layer and keep_crop_embeddings else None,
+            model_points_xy=model_points,
+            prompts=[
+                ModelPrompt(points_xy=((x, y),), labels=(1,), crop_embedding=kept_embedding)
+                for x, y in model_points.tolist()
+            ],
         )
         found = [
             candidate
@@ -307,7 +317,6 @@ def _survivors(
                 continue
             point = batch.first_point + int(point_M[m])
             x, y = crop.points_xy[point].tolist()
-            model_x, model_y = crop.model_points_xy[point].tolist()
             x0, y0, x1, y1 = boxes[i].tolist()
             yield _Candidate(
                 rle=rle,
@@ -316,11 +325,7 @@ def _survivors(
                 stability_score=scores[i],
                 point_xy=(x + crop.box[0], y + crop.box[1]),
                 crop_box=crop.box,
-                prompt=ModelPrompt(
-                    points_xy=((model_x, model_y),),
-                    labels=(1,),
-                    crop_embedding=crop.kept_embedding,
-                ),
+                prompt=crop.prompts[point],
             )
 
 

@@ -14,7 +14,7 @@ from sca_batch.boxes import clip_xyxy, rle_area, rle_box_xyxy
 from sca_batch.errors import ImageError
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import BoxXYXY, Prompt, Region, Rle
-from sca_batch.regions.masks import encode_masks, mask_logits
+from sca_batch.regions.masks import FIRST_OF_THREE, encode_masks, mask_logits
 from sca_batch.regions.proposal import (
     ModelPrompt,
     Proposal,
@@ -24,8 +24,6 @@ from sca_batch.regions.proposal import (
 )
 
 __all__ = ["given_regions"]
-
-FIRST_OF_THREE = 1  # the decoder's mask 0 is the single one
 
 
 @torch.inference_mode()

@@ -18,7 +18,9 @@ from sca_batch.boxes import resized_size
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Rle
 
-__all__ = ["back_project", "encode_masks", "mask_logits", "stability_scores"]
+__all__ = ["FIRST_OF_THREE", "back_project", "encode_masks", "mask_logits", "stability_scores"]
+
+FIRST_OF_THREE = 1  # the decoder's mask 0 is the single one; ambiguous prompts get masks 1 to 3
 
 Indices = npt.NDArray[np.int64]
 

@@ -20,7 +20,9 @@ from sca_batch.train.scenes import Scene
 
 __all__ = ["Calibration", "calibrate"]
 
-GRID = 12  # points a side, on objects and background as automatic mask generation puts them
+GRID = 8  # points a side, on objects and background as automatic mask generation puts them
+LEAST_GUESS = 0.3
+LEAST_GUESSES = 200
 GOOD_IOU = 0.8
 STABLE_SHARE = 0.9  # of good masks that are to pass SAM's default stability threshold of 0.95
 STABLE = 0.95
@@ -67,12 +69,14 @@ def calibrate(model: ScaModel, scenes: Iterable[Scene]) -> Calibration:
         true.append(true_RM.flatten())
         keep_RM = true_RM >= GOOD_IOU
         good += list(logits_RMYX[keep_RM])[:: max(1, int(keep_RM.sum()) // 20)]
-    # Only guesses near the threshold matter, and those of the background would bend the line.
-    x, y = torch.cat(guessed), torch.cat(true)
-    near = x > 0.5
-    if int(near.sum()) < 100 or not good:
+    # Guesses below are mostly of the background, which would bend the line, and never pass.
+    x, y = torch.cat(guessed).numpy(), torch.cat(true).numpy()
+    near = x > LEAST_GUESS
+    if near.sum() < LEAST_GUESSES or not good:
         return Calibration(1.0, 0.0, 1.0)  # hardly trained: nothing to set right
-    slope, offset = np.polyfit(x[near].numpy(), y[near].numpy(), 1)
+    # A slope far from one would be the noise of a head that cannot rank masks yet.
+    slope = float(np.clip(np.polyfit(x[near], y[near], 1)[0], 0.75, 2.0))
+    offset = float((y[near] - slope * x[near]).mean())
     factor = next(
         (f for f in (1.0, 2.0, 4.0, 8.0, 16.0) if _stable_share(good, f) >= STABLE_SHARE), 16.0
     )
@@ -82,7 +86,7 @@ def calibrate(model: ScaModel, scenes: Iterable[Scene]) -> Calibration:
     for mlp in model.mask_decoder.output_hypernetworks_mlps:
         mlp.proj_out.weight.mul_(factor)
         mlp.proj_out.bias.mul_(factor)
-    return Calibration(float(slope), float(offset), float(factor))
+    return Calibration(slope, offset, factor)
 
 
 def _stable_share(logits: list[Tensor], factor: float) -> float:

@@ -11,7 +11,7 @@ from sca_batch.boxes import mask_to_rle, rle_area, rle_box_xyxy, rle_to_mask
 from sca_batch.errors import ScaError
 from sca_batch.images import preprocess, read_image
 from sca_batch.model.checkpoint import load_checkpoint
-from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
+from sca_batch.regions.automatic import AutomaticMaskSettings, _one_ahead, propose_regions
 from sca_batch.regions.proposal import batches_by_layout, prompt_tensors, proposal_prompts
 
 # pycocotools 2.0.11 has not learned numpy 2's `copy` keyword.
@@ -189,6 +189,16 @@ def test_a_point_prompt_in_a_crop_is_that_of_the_crop_as_an_image_of_its_own(mod
     assert in_crops
 
 
+def test_the_masks_of_one_grid_point_share_its_prompt(model, shapes):
+    proposals = propose_regions(
+        model, shapes((110, 150), 7), None, AutomaticMaskSettings(**LENIENT)
+    )
+
+    prompt_of = {p.region.points_xy: p.prompt for p in proposals}
+    assert len(prompt_of) < len(proposals)
+    assert all(p.prompt is prompt_of[p.region.points_xy] for p in proposals)
+
+
 def test_crop_embeddings_are_let_go_when_nobody_asks_for_them(model, shapes):
     settings = AutomaticMaskSettings(**LENIENT, crop_n_layers=1)
 
@@ -258,6 +268,20 @@ def equal(first, second):
         assert one.region.points_xy == other.region.points_xy
         assert one.region.predicted_iou == pytest.approx(other.region.predicted_iou, abs=1e-4)
         assert one.region.stability_score == pytest.approx(other.region.stability_score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "expected"), [(0, []), (1, [(0, 1)]), (3, [(0, 2), (1, 3), (2, 3)])]
+)
+def test_running_ahead_starts_the_next_batch_before_a_batch_is_read(num_batches, expected):
+    started = []
+
+    def batches():
+        for i in range(num_batches):
+            started.append(i)
+            yield i
+
+    assert [(i, len(started)) for i in _one_ahead(batches())] == expected
 
 
 @pytest.mark.parametrize(("crop_n_layers", "expected"), [(0, 0), (1, 4)])

@@ -1,0 +1,262 @@
+"""What lets `sca caption` be left alone: workers, signals, limits on time and on failures."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sca_batch.errors import ERROR_CODES, EXIT_INTERRUPTED, EXIT_STOPPED, ScaError
+
+if TYPE_CHECKING:
+    from sca_batch.data.plan import Plan
+    from sca_batch.job import Run, ShardWorker
+    from sca_batch.runners.local import LocalRunner
+
+__all__ = [
+    "DURATION",
+    "FAILURES",
+    "Failures",
+    "PRELOAD",
+    "Stop",
+    "check_codes",
+    "follow_sources",
+    "make_runner",
+    "nightly_options",
+]
+
+log = logging.getLogger(__name__)
+
+STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
+
+# What a worker needs; loaded once by the process that workers are forked from.
+PRELOAD = (
+    "sca_batch.cli.caption", "sca_batch.job", "sca_batch.captioners.sca", "sca_batch.model.zoo",
+    "sca_batch.model.checkpoint", "sca_batch.runners.serve",
+)  # fmt: skip
+
+
+class _Duration(click.ParamType[float]):
+    """7h45m, 90m, 30s, or seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value.strip())
+        if not found or not any(found.groups()):
+            self.fail(f"{value!r}; expected such as 7h45m, 90m or 30s", param, ctx)
+        hours, minutes, seconds = (float(group or 0) for group in found.groups())
+        return hours * 3600 + minutes * 60 + seconds
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How many images may fail: a number, or a share of all."""
+
+    count: int = 0
+    share: float | None = None
+
+    def allow(self, failed: int, images: int) -> bool:
+        limit = self.count if self.share is None else self.share * images
+        return failed <= limit
+
+    def __str__(self) -> str:
+        return str(self.count) if self.share is None else f"{self.share:.6g}"
+
+
+class _Failures(click.ParamType[Failures]):
+    name = "N|P%"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Failures:
+        if isinstance(value, Failures):
+            return value
+        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", str(value).strip())
+        if not found or (found[2] and float(found[2]) > 100):
+            self.fail(
+                f"{value!r}; expected a number such as 5, or a share such as 0.1%", param, ctx
+            )
+        return Failures(int(found[1])) if found[1] else Failures(share=float(found[2]) / 100)
+
+
+DURATION, FAILURES = _Duration(), _Failures()
+
+nightly_options = (
+    click.option(
+        "--update",
+        is_flag=True,
+        help="List the sources again: caption what is new or has changed, mark what has vanished.",
+    ),
+    click.option(
+        "--verify-content",
+        is_flag=True,
+        help="With --update: compare every file's digest, not only its size and time.",
+    ),
+    click.option(
+        "--retry-failed",
+        is_flag=False,
+        flag_value="all",
+        metavar="[CODES]",
+        help="Try failed images again; all, or those with one of CODES, such as timeout,oom.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Worker processes, each with a model of its own.  [default: one per GPU, else 1]",
+    ),
+    click.option(
+        "--image-timeout",
+        type=DURATION,
+        default="15m",
+        show_default=True,
+        help="An image that takes longer fails as timeout; 0 waits for ever.",
+    ),
+    click.option(
+        "--time-limit",
+        type=DURATION,
+        help="Stop before this much time has passed since the start, such as 7h45m.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _MakeWorker:
+    """Loads the model in a worker's process."""
+
+    options: dict[str, Any]
+    sources: tuple[str, ...]
+    threads: int | None
+
+    def __call__(self, device: str) -> ShardWorker:
+        import torch
+
+        from sca_batch.cli.caption import Settings
+        from sca_batch.job import ShardWorker
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        settings = Settings({**self.options, "device": device})
+        model = settings.load()
+        about = (settings.content(model), settings.informative(model, self.sources))
+        return ShardWorker(settings.pipeline(model), about)
+
+
+def make_runner(options: dict[str, Any], sources: tuple[str, ...]) -> LocalRunner:
+    """One worker per device, or as many as --workers says, spread over them."""
+    import torch
+
+    from sca_batch.runners.local import LocalRunner
+
+    device, workers = options["device"], options["workers"]
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    devices = [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device]
+    count = workers or len(devices)
+    on_cpu = device == "cpu" or (device == "auto" and not gpus)
+    # Workers share the processor's cores; more threads than cores would only get in each other's
+    # way. One worker takes what torch would.
+    threads = max(1, torch.get_num_threads() // count) if on_cpu and count > 1 else None
+    return LocalRunner(
+        _MakeWorker(options, sources, threads),
+        [devices[i % len(devices)] for i in range(count)],
+        item_timeout_s=options["image_timeout"] or None,
+        preload=PRELOAD,
+    )
+
+
+def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], Plan]) -> Run:
+    """The run with its plan as --update and --retry-failed ask for it; says the counts."""
+    from sca_batch import job
+    from sca_batch.data.update import retry_failed, update_plan
+    from sca_batch.images import content_digest
+
+    if options["update"] or options["verify_content"]:
+        updated = update_plan(
+            run.out,
+            list_again(),
+            options["shard_size"],
+            digest_of=content_digest,
+            verify_content=options["verify_content"],
+        )
+        click.echo(
+            f"{updated.new:,} new, {updated.changed:,} changed, {updated.gone:,} vanished, "
+            f"{updated.back:,} back, {updated.unchanged:,} unchanged",
+            err=True,
+        )
+    if options["retry_failed"]:
+        codes = () if options["retry_failed"] == "all" else options["retry_failed"].split(",")
+        tried = retry_failed(run.out, codes)
+        click.echo(f"{tried:,} failed images are tried again", err=True)
+    return job.reopened(run)
+
+
+def check_codes(text: str | None) -> None:
+    """Refuses --retry-failed with something else than codes, such as a source.
+
+    Raises:
+        ScaError: naming the codes there are.
+    """
+    unknown = sorted(set((text or "all").split(",")) - {"all", *ERROR_CODES})
+    if unknown:
+        raise ScaError(
+            f"--retry-failed {unknown[0]}: no such code; expected some of {', '.join(ERROR_CODES)}."
+            " Without codes the option goes last"
+        )
+
+
+class Stop:
+    """Who asked us to stop: a signal, of which the second acts at once, or the clock."""
+
+    def __init__(self, time_limit_s: float | None) -> None:
+        self.signal: int | None = None
+        self._limit_s = time_limit_s
+        self._slowest_s = 0.0
+        self._heard_at = time.monotonic()
+        self._out_of_time = False
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
+
+    def record(self) -> None:
+        """Notes that an image is finished, to know how long before the limit one must stop."""
+        now = time.monotonic()
+        self._slowest_s = max(self._slowest_s, now - self._heard_at)
+        self._heard_at = now
+
+    def requested(self) -> bool:
+        if self.signal is None and self._limit_s is not None and not self._out_of_time:
+            left = self._limit_s - (time.monotonic() - STARTED)
+            self._out_of_time = left < 2 * self._slowest_s
+            if self._out_of_time:
+                click.echo("Stopping: --time-limit is near.", err=True)
+        return self.signal is not None or self._out_of_time
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        click.echo(
+            "\nStopping after this batch; what is done is kept. Once more to stop at once.",
+            err=True,
+        )
+
+
+@contextmanager
+def stop_on_signals(time_limit_s: float | None) -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGUSR1 ask to stop; the handlers that were there come back."""
+    stop = Stop(time_limit_s)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

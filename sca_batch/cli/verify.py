@@ -1,0 +1,42 @@
+"""`sca verify`: is a dataset whole?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sca_batch.errors import EXIT_LEFTOVERS
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.pass_context
+def verify(ctx: click.Context, /, dataset: Path) -> None:
+    """Check every shard of DATASET: digests, columns, counts, ids, masks, boxes and areas.
+
+    What is wrong is printed, one line each. Repeating the `sca caption` command makes damaged and
+    missing shards again. Exit codes: 0 all is well; 1 something was found; 2 not a dataset.
+
+    \b
+    Example:
+      sca verify images-captions
+    """
+    from sca_batch.data.shards import dataset_shards
+    from sca_batch.data.verify import verify_dataset
+
+    found = 0
+    places: dict[str, None] = {}
+    for finding in verify_dataset(dataset):
+        found += 1
+        places[finding.place] = None
+        click.echo(f"{finding.place}: {finding.what}")
+    if not found:
+        click.echo(f"{dataset}: {len(dataset_shards(dataset)):,} shards, all is well", err=True)
+        return
+    click.echo(
+        f"{dataset}: {found:,} findings in {len(places):,} files. Remove those that are there and "
+        "repeat the sca caption command: it makes them again",
+        err=True,
+    )
+    ctx.exit(EXIT_LEFTOVERS)

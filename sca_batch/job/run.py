@@ -1,0 +1,158 @@
+"""A run in a folder: started or taken up, locked, removed."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sca_batch.data.atomic import remove_unfinished
+from sca_batch.data.cut import CutPlan, cut_frame, open_plan, write_cut_plan
+from sca_batch.data.plan import PLAN_FILE, Plan
+from sca_batch.data.shards import (
+    CONTENT_VERSION,
+    RUN_FILE,
+    dataset_shards,
+    differing_keys,
+    fingerprint_digest,
+    read_run,
+    write_run,
+)
+from sca_batch.errors import ScaError
+from sca_batch.faults import fault
+
+__all__ = [
+    "COCO_FILE",
+    "PARTIAL_NAME",
+    "SUMMARY_FILE",
+    "Run",
+    "locked",
+    "open_run",
+    "refuse_foreign_folder",
+    "remove_run",
+    "reopened",
+]
+
+LOCK_FILE = ".lock"
+COCO_FILE = "captions.json"
+SUMMARY_FILE = "summary.json"
+PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that exists on disk: its folder, its plan and what its records depend on."""
+
+    out: Path
+    plan: CutPlan
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return fingerprint_digest(self.fingerprint)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder. The lock dies with its process, however that ends.
+
+    Raises:
+        ScaError: when another run holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ScaError(
+                f"{out}: another run is writing here; wait for it, or choose another -o"
+            ) from None
+        yield
+
+
+def open_run(
+    out: Path,
+    *,
+    make_plan: Callable[[], Plan],
+    content: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    shard_size: int,
+) -> Run:
+    """Starts a run in `out`, or takes up the one that is there.
+
+    `content` holds every setting that records depend on; `settings` is informative. A run that
+    is there keeps its plan: its source is not listed again.
+
+    Raises:
+        ScaError: when the run there was made with other settings, naming those that differ.
+    """
+    exists = (out / RUN_FILE).is_file()
+    remove_unfinished(out)
+    remove_unfinished(out / PLAN_FILE.parent)
+    if exists:
+        plan = open_plan(out)
+        plan.check()
+        plan_digest = plan.digest
+    else:
+        fresh = make_plan()
+        plan_digest = fresh.digest
+        fault("job.planned")
+    fingerprint = {
+        "content_version": CONTENT_VERSION,
+        "plan": plan_digest,
+        "shard_size": shard_size,
+        **content,
+    }
+    if exists:
+        differing = differing_keys(read_run(out)["fingerprint"], fingerprint)
+        if differing:
+            details = "; ".join(
+                f"{key} was {before!r}, is now {after!r}"
+                for key, (before, after) in differing.items()
+            )
+            raise ScaError(
+                f"{out}: this run was started with other settings: {details}. Repeat it as it was "
+                "started, choose another -o, or start over with --overwrite"
+            )
+    else:
+        plan = write_cut_plan(cut_frame(fresh, shard_size), out, plan_digest)
+        # Last, so that a folder with run.json always has its plan.
+        write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
+    return Run(out, plan, fingerprint)
+
+
+def reopened(run: Run) -> Run:
+    """The run after its plan was rewritten."""
+    return Run(run.out, open_plan(run.out), run.fingerprint)
+
+
+def remove_run(out: Path) -> None:
+    """Removes a run's own files from `out`, and nothing else."""
+    for path in [*dataset_shards(out), out / COCO_FILE, out / SUMMARY_FILE, out / RUN_FILE]:
+        path.unlink(missing_ok=True)
+    for path in out.glob(".shard-*.parquet"):
+        if PARTIAL_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(out / PLAN_FILE.parent, ignore_errors=True)
+
+
+def refuse_foreign_folder(out: Path) -> None:
+    """Keeps a new run out of a folder that holds something else.
+
+    Raises:
+        ScaError: for a folder with files but without run.json.
+    """
+    if out.exists() and not out.is_dir():
+        raise ScaError(f"{out} is a file; name a folder with -o")
+    names = [path.name for path in out.iterdir() if path.name != LOCK_FILE] if out.is_dir() else []
+    ours = {RUN_FILE, str(PLAN_FILE.parent)}
+    if names and not ours & set(names):
+        raise ScaError(
+            f"{out} holds other files ({sorted(names)[0]}, ...) and no run; name a new folder "
+            "with -o"
+        )

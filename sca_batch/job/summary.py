@@ -1,0 +1,85 @@
+"""What a session did, as one JSON file that a dashboard or a cron job can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sca_batch.data.atomic import writing
+from sca_batch.job.drive import Outcome
+from sca_batch.job.run import SUMMARY_FILE, Run
+
+__all__ = ["StageTimes", "summarize", "write_summary"]
+
+# Times are counted in classes a ninth apart, so that a million of them take no more room than ten.
+EDGES_S = np.geomspace(1e-5, 1e5, 261)
+
+
+class StageTimes:
+    """How long each stage takes, over any number of images."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, npt.NDArray[np.int64]] = {}
+        self._totals: dict[str, float] = {}
+
+    def add(self, seconds: Mapping[str, Sequence[float]]) -> None:
+        for stage, times in seconds.items():
+            counts = self._counts.setdefault(stage, np.zeros(len(EDGES_S) + 1, dtype=np.int64))
+            np.add.at(counts, np.searchsorted(EDGES_S, times), 1)
+            self._totals[stage] = self._totals.get(stage, 0.0) + float(sum(times))
+
+    @property
+    def busy_s(self) -> float:
+        """Time that workers spent in the stages that their main threads wait for."""
+        return sum(total for stage, total in self._totals.items() if stage != "decode")
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Per stage: how often, seconds in all, and two percentiles, right to about 5 %."""
+        return {
+            stage: {
+                "count": int(counts.sum()),
+                "total_s": round(self._totals[stage], 3),
+                "p50_s": _percentile(counts, 0.50),
+                "p95_s": _percentile(counts, 0.95),
+            }
+            for stage, counts in self._counts.items()
+        }
+
+
+def _percentile(counts: npt.NDArray[np.int64], share: float) -> float:
+    place = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
+    low, high = max(place - 1, 0), min(place, len(EDGES_S) - 1)
+    return float(f"{np.sqrt(EDGES_S[low] * EDGES_S[high]):.3g}")
+
+
+def summarize(run: Run, outcome: Outcome, stages: StageTimes, *, workers: int) -> dict[str, Any]:
+    """The session in numbers; `failures` counts the whole dataset's, the rest is this session's."""
+    seconds = outcome.seconds
+    return {
+        "complete": not outcome.stopped and not outcome.lost,
+        "images_planned": len(run.plan),
+        "images_gone": int(run.plan.gone.sum()),
+        "images_done_before": outcome.resumed_images,
+        "images": outcome.images,
+        "regions": outcome.regions,
+        "failures": dict(outcome.failures.most_common()),
+        "shards_left_over": [lost.unit for lost in outcome.lost],
+        "seconds": round(seconds, 3),
+        "images_per_s": round(outcome.images / seconds, 4) if seconds else 0.0,
+        "workers": workers,
+        "utilisation": round(stages.busy_s / (seconds * workers), 4) if seconds else 0.0,
+        "stages": stages.table(),
+    }
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes OUT/summary.json."""
+    path = out / SUMMARY_FILE
+    with writing(path) as file:
+        file.write((json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    return path

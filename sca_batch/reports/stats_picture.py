@@ -1,0 +1,271 @@
+"""Statistics as one page of small charts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sca_batch.errors import ScaError
+from sca_batch.reports.stats import GRID, SCORE_STEPS, Statistics, quantile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_statistics"]
+
+INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, RED = "#2f6fab", "#d9822b", "#3f9167", "#b4443f"
+WORDS_SHOWN = 18
+BINS = 24
+
+
+def draw_statistics(statistics: Statistics, target: Path) -> None:
+    """Writes one picture: the row of Table 4, and how captions, boxes and scores are spread.
+
+    Raises:
+        ScaError: when TARGET cannot be written, or its suffix is no picture's.
+    """
+    # Figures of their own, not pyplot: nothing global, and no window system is looked for.
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 9,
+        "text.color": INK,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.parse_math": False,  # words may hold dollar signs
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(13.5, 9), dpi=110, facecolor="white")
+        FigureCanvasAgg(figure)
+        _headline(figure, statistics)
+        grid = figure.add_gridspec(
+            2, 3, left=0.06, right=0.975, top=0.755, bottom=0.07, hspace=0.46, wspace=0.26
+        )
+        panels = [_lengths, _frequent_words, _boxes_per_image, _box_sides, _coverage]
+        panels.append(_scores if statistics.scores else _words_needed)
+        for i, panel in enumerate(panels):
+            panel(figure.add_subplot(grid[i // 3, i % 3]), statistics)
+        try:
+            figure.savefig(target)
+        except (OSError, ValueError) as error:
+            raise ScaError(f"{target}: cannot be written: {error}") from None
+
+
+def _headline(figure: Any, statistics: Statistics) -> None:
+    row = statistics.table_4_row()
+    figure.text(0.03, 0.945, row.data_set, fontsize=17, weight="bold")
+    kind = row.kind if row.kind != "-" else f"a {statistics.form}"
+    failed = statistics.status.get("failed", 0)
+    noted = f"; failed images: {failed:,}" if failed else ""
+    figure.text(0.03, 0.918, f"{kind}{noted}", color=RED if failed else GREY)
+    shown = [
+        ("images", row.samples),
+        ("regions", row.regions),
+        ("sentences", row.sentences),
+        ("words, GPT-2 pieces", row.words),
+        ("GPT-2 tokens", row.tokens),
+        ("different words", len(statistics.vocabulary)),
+    ]
+    if statistics.tokenizer is not None and not statistics.tokenizer.is_gpt2:
+        shown[4] = ("tokens, not GPT-2's", row.tokens)
+    for i, (label, value) in enumerate(shown):
+        x = 0.03 + i * 0.158
+        figure.text(x, 0.862, "no vocabulary" if value is None else f"{value:,}", fontsize=15)
+        figure.text(x, 0.84, label, color=GREY)
+
+
+def _titled(axes: Axes, title: str, remark: str = "") -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=18)
+    axes.text(0, 1.035, remark, transform=axes.transAxes, color=GREY, fontsize=8.5)
+    axes.tick_params(length=0)
+
+
+def _nothing(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
+
+
+def _bars(axes: Axes, counter: Counter[int], colour: str, unit: str) -> None:
+    """A histogram of whole numbers; the last hundredth is gathered in the last bar."""
+    last = max(quantile(counter, 0.99), min(counter) + 1)
+    step = max(1, -(-(last + 1) // BINS))
+    heights: Counter[int] = Counter()
+    for value, count in counter.items():
+        heights[min(value, last) // step * step] += count
+    starts = list(heights)
+    shares = [100 * heights[start] / counter.total() for start in starts]
+    centres = [start + (step - 1) / 2 for start in starts]
+    axes.bar(centres, shares, width=0.86 * step, color=colour)
+    if max(counter) >= max(starts) + step:
+        end = f"last bar: {max(starts):,} and more"
+        axes.set_xlabel(end, loc="right", fontsize=8, labelpad=2)
+    low, high = min(starts) - 0.7 * step, max(starts) + step - 0.3
+    spare = max(0.0, 6 * step - (high - low)) / 2  # one or two values need no giant's bars
+    axes.set_xlim(max(low - spare, -0.7 * step), high + spare)
+    axes.set_ylabel(f"% of {unit}")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", integer=True, nbins=9)
+
+
+def _remark(counter: Counter[int], unit: str = "") -> str:
+    mean = sum(value * count for value, count in counter.items()) / counter.total()
+    return (
+        f"median {quantile(counter, 0.5):,}{unit}, mean {mean:,.1f}{unit}, 95% up to "
+        f"{quantile(counter, 0.95):,}{unit}, largest {max(counter):,}{unit}"
+    )
+
+
+def _lengths(axes: Axes, statistics: Statistics) -> None:
+    counter = statistics.sentence_words
+    if not counter:
+        _nothing(axes, "no sentences")
+        return
+    _bars(axes, counter, BLUE, "sentences")
+    _titled(axes, "Words per sentence", _remark(counter))
+
+
+def _frequent_words(axes: Axes, statistics: Statistics) -> None:
+    words = statistics.frequent_words(WORDS_SHOWN)
+    if not words:
+        _nothing(axes, "no words")
+        return
+    total = statistics.vocabulary.total()
+    shares = [100 * count / total for _, count in words]
+    # A font without the glyph would warn once per word, and the picture says no more for it.
+    labels = [
+        word if word.isascii() else word.encode("ascii", "replace").decode() for word, _ in words
+    ]
+    places = list(range(len(words)))
+    axes.barh(places, shares, color=BLUE, height=0.7)
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", labelcolor=INK, labelsize=8.5)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    covered = sum(shares)
+    _titled(
+        axes, "Most frequent words", f"% of {total:,} words; these {len(words)} are {covered:.0f}%"
+    )
+
+
+def _boxes_per_image(axes: Axes, statistics: Statistics) -> None:
+    counter = statistics.boxes_per_image
+    if not counter:
+        _nothing(axes, "no regions are given: they will be found")
+        return
+    _bars(axes, counter, ORANGE, "images")
+    _titled(axes, "Regions per image", _remark(counter))
+
+
+def _box_sides(axes: Axes, statistics: Statistics) -> None:
+    counter = +statistics.box_sides
+    sides = Counter({side: count for side, count in counter.items() if side > 0})
+    if not sides:
+        _nothing(axes, "no boxes")
+        return
+    top = max(sides) + 1
+    edges = np.geomspace(1, max(top, 2), BINS + 1)
+    values = np.array(list(sides))
+    counts = np.array(list(sides.values()), dtype=float)
+    shares, _ = np.histogram(values, bins=edges, weights=100 * counts / counter.total())
+    axes.bar(edges[:-1], shares, width=0.92 * np.diff(edges), align="edge", color=ORANGE)
+    axes.set_xscale("log")
+    for border in (32, 96):
+        axes.axvline(border, color=GREY, linewidth=0.8, linestyle=":")
+    ticks = [tick for tick in (1, 3, 10, 32, 96, 300, 1000, 3000) if tick <= top]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylabel("% of boxes")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    total = counter.total()
+    sizes = ", ".join(
+        f"{100 * statistics.box_sizes[name] / total:.0f}% {name}"
+        for name in ("empty", "small", "medium", "large")
+        if statistics.box_sizes[name]
+    )
+    _titled(axes, "Size of boxes: square root of the area, pixels", sizes)
+
+
+def _coverage(axes: Axes, statistics: Statistics) -> None:
+    most = int(statistics.coverage.max())
+    if not most:
+        _nothing(axes, "where boxes lie is not known:\nno boxes, or no width and height")
+        return
+    share = 100 * statistics.coverage / statistics.box_shares.total()
+    picture = axes.imshow(share, cmap="magma", extent=(0, 1, 1, 0), aspect="auto", vmin=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    _titled(axes, "Where boxes lie", f"% of boxes over each of {GRID} x {GRID} parts of the image")
+
+
+def _scores(axes: Axes, statistics: Statistics) -> None:
+    names = {
+        "caption_score": ("caption score", BLUE),
+        "predicted_iou": ("predicted IoU", ORANGE),
+        "stability_score": ("stability score", GREEN),
+    }
+    edges = np.linspace(0, 1.0001, 51)
+    drawn = 0
+    for name, (label, colour) in names.items():
+        counter = statistics.scores[name]
+        if not counter:
+            continue
+        values = np.clip(np.array(list(counter)) / SCORE_STEPS, 0, 1)
+        weights = 100 * np.array(list(counter.values())) / counter.total()
+        shares, _ = np.histogram(values, bins=edges, weights=weights)
+        label = f"{label}, median {quantile(counter, 0.5) / SCORE_STEPS:.2f}"
+        axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
+        drawn += 1
+    if not drawn:
+        _nothing(axes, "no scores")
+        return
+    axes.legend(frameon=False, loc="upper left", labelcolor=INK)
+    axes.set_ylabel("% of regions")
+    axes.set_xlim(0, 1)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    _titled(axes, "Scores", "the captioner's, and SAM's own of its masks")
+
+
+def _words_needed(axes: Axes, statistics: Statistics) -> None:
+    counts = np.array(sorted(statistics.vocabulary.values(), reverse=True))
+    if not len(counts):
+        _nothing(axes, "no words")
+        return
+    covered = 100 * np.cumsum(counts) / counts.sum()
+    ranks = np.arange(1, len(counts) + 1)
+    axes.plot(ranks, covered, color=GREEN, linewidth=2)
+    if len(counts) > 100:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.margins(x=0.15)
+    axes.set_ylim(0, 103)
+    axes.set_ylabel("% of all words")
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    needed = [int(np.searchsorted(covered, share)) + 1 for share in (50, 90, 99)]
+    for share, rank in zip((50, 90, 99), needed, strict=True):
+        axes.plot([rank], [covered[rank - 1]], "o", color=GREEN, markersize=4.5)
+        axes.annotate(f"{share}%: {rank:,}", (rank, covered[rank - 1]), xytext=(7, -11),
+                      textcoords="offset points", color=INK, fontsize=8.5)  # fmt: skip
+    _titled(
+        axes,
+        "How many words it takes",
+        f"{len(counts):,} different words; the most frequent cover most of the text",
+    )

@@ -1,0 +1,222 @@
+"""Runs that are left alone: growing corpora, second tries, limits, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sca_batch.cli import main
+
+SMALL = (
+    "--points-per-side", "4", "--pred-iou-thresh", "0.5", "--stability-score-thresh", "0.7",
+    "--stability-score-offset", "0.5", "--num-beams", "1", "--max-new-tokens", "3",
+    "--shard-size", "2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def caption(tmp_path, shapes_images, shapes_folder, monkeypatch, capfd):
+    """Runs `sca caption images -o out ARGUMENTS`; gives back what was said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["caption", "images", "-o", "out", "--model", str(shapes_folder), *SMALL,
+                  *map(str, arguments)])  # fmt: skip
+        _, errors = capfd.readouterr()
+        assert ended.value.code == code, errors
+        assert "Traceback" not in errors
+        return errors
+
+    return run
+
+
+def verify(code=0):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "out"])
+    assert ended.value.code == code
+
+
+def rows(columns=("image_id", "key", "status")):
+    table = pl.read_parquet("out/shard-*.parquet").sort("image_id")
+    return table.select(columns).rows()
+
+
+def test_an_update_captions_what_is_new_or_changed_and_marks_what_vanished(caption, shapes_images):
+    caption()
+    untouched = os.stat("out/shard-000000.parquet").st_mtime_ns
+    images = shapes_images
+    shutil.copy(images / "shapes-0.png", images / "a-new-one.png")
+    shutil.copy(images / "shapes-1.png", images / "shapes-2.png")
+    os.utime(images / "shapes-0.png", ns=(1, 1))  # another time, the same bytes
+    before = dict(rows(("key", "sha256")))
+    said = caption("--update")
+    assert "1 new, 1 changed, 0 vanished, 0 back, 2 unchanged" in said
+    assert "Captioned 2 images" in said
+    assert os.stat("out/shard-000000.parquet").st_mtime_ns == untouched
+    after = dict(rows(("key", "sha256")))
+    assert [key for key in before if before[key] != after[key]] == ["shapes-2.png"]
+    assert rows()[-1] == (4, "a-new-one.png", "ok")
+
+    (images / "shapes-1.png").rename("elsewhere.png")
+    assert "0 new, 0 changed, 1 vanished, 0 back, 3 unchanged" in caption("--update")
+    exported = json.loads(Path("out/captions.json").read_text())
+    assert [image["id"] for image in exported["images"]] == [1, 3, 4]
+    assert len(rows()) == 4
+    os.rename("elsewhere.png", images / "shapes-1.png")
+    assert "0 new, 0 changed, 0 vanished, 1 back, 4 unchanged" in caption("--update")
+    assert "Captioned 0 images" in caption()
+    verify()
+
+
+def test_verify_content_finds_a_change_that_size_and_time_hide(caption, shapes_images):
+    caption()
+    path = shapes_images / "shapes-0.png"
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "0 changed" in caption("--update")
+    assert "1 changed" in caption("--update", "--verify-content")
+
+
+def test_an_update_that_was_killed_goes_on_without_the_option(caption, shapes_images):
+    caption()
+    shutil.copy(shapes_images / "shapes-1.png", shapes_images / "shapes-0.png")
+    caption("--update", "--time-limit", "0.001s", code=75)
+    assert "Captioned 1 images" in caption()
+    verify()
+
+
+def test_failed_images_are_tried_again_when_asked_and_only_those(caption, shapes_images):
+    good = (shapes_images / "shapes-1.png").read_bytes()
+    (shapes_images / "shapes-1.png").write_bytes(good[:100])
+    (shapes_images / "shapes-3.png").write_bytes(b"")
+    caption(code=1)
+    (shapes_images / "shapes-1.png").write_bytes(good)
+    assert "Captioned 0 images" in caption(code=1)
+    assert "0 failed images" in caption("--retry-failed", "timeout,oom", code=1)
+    assert "Captioned 2 images" in caption("--retry-failed", code=1)
+    assert dict(rows(("key", "error_code"))) == {
+        "shapes-0.png": None, "shapes-1.png": None, "shapes-2.png": None,
+        "shapes-3.png": "empty_file",
+    }  # fmt: skip
+    assert "no such code" in caption("--retry-failed", "everything", code=2)
+
+
+@pytest.mark.parametrize(("allowed", "code"), [("0", 1), ("1", 0), ("24%", 1), ("25%", 0)])
+def test_max_failures_is_a_number_or_a_share(caption, shapes_images, allowed, code):
+    (shapes_images / "broken.png").write_bytes(b"")
+    caption("--max-failures", allowed, code=code)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
+def test_a_signal_stops_the_run_and_the_same_command_goes_on(caption, shapes_images, number, code):
+    for i in range(40):
+        shutil.copy(shapes_images / "shapes-0.png", shapes_images / f"more-{i}.png")
+
+    def ask():
+        deadline = time.monotonic() + 60
+        while not list(shapes_images.parent.glob("out/shard-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    said = caption("--workers", "2", code=code)
+    asking.join()
+    assert "The same command goes on" in said
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["complete"] is False
+    done = len(rows())
+    assert 0 < done < 43
+    caption("--workers", "2")
+    assert [image_id for image_id, *_ in rows()] == list(range(1, 44))
+
+
+def test_verify_names_what_is_wrong(caption, capfd):
+    caption()
+    verify()
+    path = Path("out/shard-000001.parquet")
+    good = path.read_bytes()
+    table = pl.read_parquet("out/shard-000000.parquet")
+    path.unlink()
+    capfd.readouterr()
+    verify(code=1)
+    assert "shard-000001.parquet: missing; 1 images have no record" in capfd.readouterr().out
+    path.write_bytes(good[:-20])
+    verify(code=1)
+    assert "not a readable Parquet file" in capfd.readouterr().out
+    assert "Captioned 1 images" in caption()
+    table.write_parquet(path)
+    capfd.readouterr()
+    verify(code=1)
+    assert "not a shard" in capfd.readouterr().out
+
+
+def test_verify_compares_masks_with_boxes_and_areas(caption, capfd, tmp_path):
+    from dataclasses import replace
+
+    from sca_batch.data import shards
+
+    caption()
+    path = tmp_path / "out/shard-000000.parquet"
+    mark = shards.read_shard_mark(path)
+    first, second = shards.read_shard(path)
+    assert first.regions
+
+    # What a writer with a bug would leave behind, under a digest that fits.
+    lying = replace(first, regions=(), status="ok")
+    shards.write_shard([lying, replace(second, ref=replace(second.ref, image_id=9))], path, mark)
+    capfd.readouterr()
+    verify(code=1)
+    said = capfd.readouterr().out
+    assert "status 'ok' with 0 regions" in said
+    assert "stands where the plan has shapes-1.png, image_id 2" in said
+
+
+def test_nothing_but_lines_is_written_without_a_terminal(caption):
+    assert "\r" not in caption()
+
+
+def test_the_summary_says_how_long_each_stage_took(caption):
+    caption("--workers", "2")
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["images"] == 3
+    assert summary["workers"] == 2
+    assert {"decode", "encode", "propose", "caption", "commit"} <= summary["stages"].keys()
+    assert summary["stages"]["decode"]["count"] == 3
+    assert summary["stages"]["encode"]["p50_s"] <= summary["stages"]["encode"]["p95_s"]
+
+
+def test_one_and_two_workers_give_the_same_shards(caption, tmp_path):
+    caption("--workers", "1")
+    one = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("shard-*")}
+    shutil.rmtree("out")
+    caption("--workers", "2")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("shard-*")} == one
+
+
+def test_durations_are_written_as_people_write_them():
+    from sca_batch.cli.nightly import DURATION
+
+    assert [DURATION.convert(t, None, None) for t in ("7h45m", "90m", "30s", "2.5", 4)] == [
+        27900.0, 5400.0, 30.0, 2.5, 4.0,
+    ]  # fmt: skip
+
+
+if sys.platform != "linux":
+    pytest.skip("signals to oneself and fork servers as on Linux", allow_module_level=True)
