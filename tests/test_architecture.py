@@ -29,20 +29,13 @@ HOUSE: dict[str, set[str]] = {
     "reports": {"records", "boxes", "images", "data"},
     "train": {"records", "boxes", "images", "model", "data", "regions"},
     "checks": {
-        "records",
-        "boxes",
-        "images",
-        "model",
-        "regions",
-        "captioners",
-        "pipeline",
-        "data",
+        "records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data", "train",
         "engines",
     },
     "api": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline"},
     "cli": {"*"},
     "": {"*"},
-}
+}  # fmt: skip
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
@@ -63,7 +56,7 @@ OUTSIDE: dict[str, set[str]] = {
     "reports": {"polars", "PIL", "matplotlib", "cv2", "tokenizers", "huggingface_hub"},
     "train": {
         "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
-        "accelerate",
+        "accelerate", "pycocoevalcap", "wandb",
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},

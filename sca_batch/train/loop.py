@@ -24,6 +24,7 @@ from sca_batch.train.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.calibration import calibrate
 from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
 from sca_batch.train.initial import initialise
+from sca_batch.train.logs import cut_log, listed, row_line, write_row
 from sca_batch.train.losses import build_classifiers, step_losses
 from sca_batch.train.recipes import Recipe
 from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
@@ -112,13 +113,13 @@ def train(
                 "images_per_s": recipe.images_per_step / (now - begun),
             }
             begun = now
-            _write_row(log, row)
+            write_row(log, row)
             if run.step % 20 == 0:
-                report(_line(row))
+                report(row_line(row))
             if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
                 scores = _validate(run.model, validation, art)
-                _write_row(log, {"step": step, "validation": scores})
-                report(f"step {step}: " + _listed(scores))
+                write_row(log, {"step": step, "validation": scores})
+                report(f"step {step}: " + listed(scores))
                 begun = time.monotonic()
             if time.monotonic() - saved > recipe.checkpoint_every_s or run.step == last:
                 _save(run, recipe, out)
@@ -127,7 +128,7 @@ def train(
         _uncompile(run.model)
         run.model.autocast_dtype = None
         calibration = calibrate(run.model.eval(), _calibration_scenes(recipe, art))
-        report("Calibrated: " + _listed(asdict(calibration)))
+        report("Calibrated: " + listed(asdict(calibration)))
         write_model(run.model, out)
         report(f"Wrote the trained model to {out / 'model'}")
 
@@ -170,7 +171,7 @@ def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report)
         run.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         run.step = int(state["step"])
-        _cut_log(out / "log.jsonl", run.step)
+        cut_log(out / "log.jsonl", run.step)
         report(f"Going on from step {run.step} of {checkpoint}")
     else:
         (out / "log.jsonl").unlink(missing_ok=True)
@@ -278,31 +279,3 @@ def _save(run: _Run, recipe: Recipe, out: Path) -> None:
 
 def _recipe_key(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe), sort_keys=True)
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drops the rows of steps that were done after the checkpoint and will be done again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except ValueError:
-            break  # the line that a kill cut short is the last
-    with writing(path) as file:
-        file.write("".join(kept).encode())
-
-
-def _write_row(log: Any, row: dict[str, Any]) -> None:
-    log.write(json.dumps(row) + "\n")
-    log.flush()
-
-
-def _line(row: dict[str, Any]) -> str:
-    return f"step {row['step']}: " + _listed({k: v for k, v in row.items() if k != "step"})
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
