@@ -80,6 +80,7 @@ setup(
             *CPU_ENGINES,
             "accelerate>=1.2",
             "boto3>=1.34",
+            "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
             "prometheus_client>=0.20",
             "s3fs>=2024.6",
