@@ -15,11 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sca_batch.images import PIXEL_MEAN, PIXEL_STD, UInt8Image
+from sca_batch.images import UInt8Image
 
 __all__ = ["Draws", "draw", "flip", "jitter"]
 
 Floats = npt.NDArray[np.float64]
+
+# images.PIXEL_MEAN and PIXEL_STD in float64: the reference jitters in it, and truncates after.
+PIXEL_MEAN = np.array([0.485, 0.456, 0.406])
+PIXEL_STD = np.array([0.229, 0.224, 0.225])
 
 
 @dataclass(frozen=True, slots=True)
