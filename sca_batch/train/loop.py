@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from sca_batch.data.atomic import writing
@@ -23,13 +23,14 @@ from sca_batch.model.tokenizer import read_tokenizer
 from sca_batch.train.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.calibration import calibrate
 from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
+from sca_batch.train.initial import initialise
 from sca_batch.train.logs import cut_log, listed, row_line, write_row
 from sca_batch.train.losses import build_classifiers, step_losses
 from sca_batch.train.recipes import Recipe
 from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.scoring import score_scene, summarise
 
-__all__ = ["initialise", "learning_rate", "train", "write_model"]
+__all__ = ["learning_rate", "train", "write_model"]
 
 # Far from the first held-out seeds, which benchmarks use.
 VALIDATION_FIRST_SEED = HELD_OUT_FIRST_SEED + 10_000_000
@@ -146,52 +147,6 @@ def write_model(model: ScaModel, out: Path) -> None:
     save_checkpoint(model, folder, dtype=torch.float16)
     with writing(folder / "tokenizer.json") as file:
         file.write((out / "tokenizer.json").read_bytes())
-
-
-def initialise(model: ScaModel, seed: int) -> None:
-    """Fills an empty model: transformers' own initialisation leaves SAM's encoder at zero.
-
-    Truncated normal 0.02 in the encoder (ViT), 0.02 with scaled residuals in the language model
-    (GPT-2), torch's defaults in the mask decoder and the mixer, as in segment_anything.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, std: float) -> None:
-        nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std, generator=generator)
-
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            weight = getattr(module, "weight", None)
-            bias = getattr(module, "bias", None)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-                continue
-            if not isinstance(weight, Tensor):
-                continue
-            if name.startswith(("vision_encoder.layers", "vision_encoder.patch", "language_model")):
-                normal(weight, 0.02)
-            elif isinstance(module, nn.Embedding):
-                # Prompt and query tokens are added to position codes of unit size per channel.
-                normal(weight, 0.02 if name == "task_tokens" else 0.7)
-            else:
-                bound = 1 / math.sqrt(weight[0].numel())
-                nn.init.uniform_(weight, -bound, bound, generator=generator)
-            if isinstance(bias, Tensor):
-                nn.init.zeros_(bias)
-        layers = model.language_model.config.num_hidden_layers
-        for name, parameter in model.named_parameters():
-            if name.endswith("pos_embed"):
-                normal(parameter, 0.02)
-            elif "rel_pos" in name:
-                nn.init.zeros_(parameter)
-            elif name.startswith("language_model") and name.endswith("c_proj.weight"):
-                normal(parameter, 0.02 / math.sqrt(2 * layers))
-            elif name.endswith("positional_embedding"):
-                # SAM's scale of 1 is for a grid of 64; for one of 16 a code twice as coarse would
-                # do, but small objects are placed better with a finer one.
-                parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator))
-                parameter.requires_grad_(False)  # fixed in SAM, as in Fourier features
 
 
 def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report) -> _Run:
