@@ -198,7 +198,8 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_an_unbroken_one(unbrok
 def test_two_devices_give_the_losses_of_one(unbroken, data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
                "--standalone", str(Path(__file__).parents[2] / "sca.py"), "train", "vg",
-               "--data", str(data), "--cpu", "--workers", "0", "-o", str(tmp_path / "out")]  # fmt: skip
+               "--data", str(data), "--cpu", "--workers", "0",
+               "-o", str(tmp_path / "out")]  # fmt: skip
     for field in dataclasses.fields(QUICK):
         value = getattr(QUICK, field.name)
         if value != getattr(CAPTION_RECIPES["vg"], field.name):
