@@ -11,14 +11,18 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 INIT = (HERE / "sca_batch/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
+# Export to ONNX, and two runtimes for CPUs.
+CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.2"]
 
 
-class BuildWithManifests(build_py):
-    """Puts `manifests/` into the wheel, so that the sample is there without a checkout."""
+class BuildWithAssets(build_py):
+    """Puts `manifests/` and `engines/*.toml` into the wheel: they are there without a checkout."""
 
     def run(self) -> None:
         super().run()
-        for source in sorted((HERE / "manifests").rglob("*")):
+        # Plans that were built in the checkout are nobody else's: recipes only.
+        recipes = sorted((HERE / "engines").glob("*.toml"))
+        for source in [*sorted((HERE / "manifests").rglob("*")), *recipes]:
             if source.is_file():
                 target = Path(self.build_lib, "sca_batch/assets", source.relative_to(HERE))
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,23 +61,41 @@ setup(
         "transformers>=5.24,<6",
     ],
     extras_require={
+        "cpu": CPU_ENGINES,
+        # Builds plans with or without a GPU; runs them on GeForce, RTX and A100-class ones.
+        "trt-rtx": [*CPU_ENGINES, "tensorrt-rtx-cu13>=1.7,<2"],
+        # H100, H200, B200: comes from NVIDIA's own package index, and builds on the GPU itself.
+        "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
         "metrics": ["prometheus_client>=0.20"],
         "s3": ["s3fs>=2024.6"],
-        "train": ["resvg-py>=0.2", "scikit-image>=0.25"],
+        "timm": ["timm>=1.0.20"],
+        "train": [
+            "accelerate>=1.2",
+            "pycocoevalcap>=1.2",
+            "resvg-py>=0.2",
+            "scikit-image>=0.25",
+            "tensorboard>=2.18",
+        ],
         "dev": [
-            "prometheus_client>=0.20",
+            *CPU_ENGINES,
+            "accelerate>=1.2",
             "boto3>=1.34",
             "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
+            "prometheus_client>=0.20",
             "s3fs>=2024.6",
             "jsonschema>=4.23",
             "mypy>=1.14",
+            "pycocoevalcap>=1.2",
             "pytest>=8.3",
             "resvg-py>=0.2",
             "ruff>=0.9",
             "scikit-image>=0.25",
+            "tensorrt-rtx-cu13>=1.7,<2",
+            "tensorboard>=2.18",
+            "timm>=1.0.20",
         ],
     },
     entry_points={"console_scripts": ["sca = sca_batch.cli:main"]},
-    cmdclass={"build_py": BuildWithManifests},
+    cmdclass={"build_py": BuildWithAssets},
 )

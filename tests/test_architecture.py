@@ -18,6 +18,7 @@ HOUSE: dict[str, set[str]] = {
     "boxes": {"records"},
     "images": {"records", "boxes"},
     "model": {"boxes"},
+    "engines": {"model"},
     "regions": {"records", "boxes", "images", "model"},
     "captioners": {"records", "boxes", "images", "model", "regions"},
     "pipeline": {"records", "boxes", "images", "model", "regions", "captioners"},
@@ -27,11 +28,14 @@ HOUSE: dict[str, set[str]] = {
     "job": {"records", "pipeline", "data", "runners"},
     "reports": {"records", "boxes", "images", "data"},
     "train": {"records", "boxes", "images", "model", "data", "regions"},
-    "checks": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data"},
+    "checks": {
+        "records", "boxes", "images", "model", "regions", "captioners", "pipeline", "data", "train",
+        "engines",
+    },
     "api": {"records", "boxes", "images", "model", "regions", "captioners", "pipeline"},
     "cli": {"*"},
     "": {"*"},
-}
+}  # fmt: skip
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
@@ -41,6 +45,7 @@ OUTSIDE: dict[str, set[str]] = {
         "torch", "transformers", "timm", "safetensors", "huggingface_hub", "tokenizers",
         "sentencepiece",
     },
+    "engines": {"torch", "transformers"},
     "regions": {"torch", "torchvision", "segment_anything", "cv2", "pycocotools"},
     "captioners": {"torch", "transformers"},
     "pipeline": {"torch"},
@@ -51,7 +56,7 @@ OUTSIDE: dict[str, set[str]] = {
     "reports": {"polars", "PIL", "matplotlib", "cv2", "tokenizers", "huggingface_hub"},
     "train": {
         "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
-        "accelerate",
+        "accelerate", "pycocoevalcap", "wandb",
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},

@@ -48,10 +48,10 @@ def record(
         captions: what is teacher-forced, one per region; without them, the greedy captions.
         origin: more entries for info.json: where the model came from.
     """
-    rgb = _test_picture(model.config.image_size) if image is None else read_image(str(image)).rgb
+    rgb = drawn_picture(model.config.image_size) if image is None else read_image(str(image)).rgb
     size_hw = rgb.shape[0], rgb.shape[1]
     if boxes is None and points is None:
-        boxes = _default_boxes(size_hw)
+        boxes = default_boxes(size_hw)
     inputs: dict[str, Tensor] = {
         "pixel_values": torch.from_numpy(preprocess(rgb, model.config.image_size))[None],
         **_prompts(boxes, points, size_hw, model.config.image_size),
@@ -167,7 +167,7 @@ def _prompts(
     return prompts
 
 
-def _test_picture(side: int) -> npt.NDArray[np.uint8]:
+def drawn_picture(side: int) -> npt.NDArray[np.uint8]:
     """Three shapes on a gradient, each in one of the default boxes."""
     height, width = side * 3 // 4, side
     y, x = np.mgrid[:height, :width]
@@ -178,7 +178,7 @@ def _test_picture(side: int) -> npt.NDArray[np.uint8]:
     return rgb.astype(np.uint8)
 
 
-def _default_boxes(size_hw: tuple[int, int]) -> list[list[float]]:
+def default_boxes(size_hw: tuple[int, int]) -> list[list[float]]:
     height, width = size_hw
     shares = ([0.1, 0.15, 0.4, 0.55], [0.5, 0.5, 0.875, 0.875], [0.58, 0.04, 0.82, 0.36])
     return [[x0 * width, y0 * height, x1 * width, y1 * height] for x0, y0, x1, y1 in shares]

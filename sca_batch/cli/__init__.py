@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "sca_batch.cli.verify:verify",
     "doctor": "sca_batch.cli.doctor:doctor",
     "model": "sca_batch.cli.model:model",
+    "engine": "sca_batch.cli.engine:engine",
     "manifest": "sca_batch.cli.manifest:manifest",
     "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",

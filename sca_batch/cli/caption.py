@@ -42,7 +42,7 @@ REGION_OPTIONS = (
     "crop_n_points_downscale_factor", "min_mask_region_area",
 )  # fmt: skip
 CAPTION_OPTIONS = ("task", "prompt", "num_beams", "max_new_tokens", "captions_per_region")
-CONTENT_OPTIONS = ("model", "dtype", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
+CONTENT_OPTIONS = ("model", "dtype", "engine", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
 
 
 def _section(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,6 +113,27 @@ _model_options = _section(
         default="auto",
         show_default=True,
         help="auto is float32 on a CPU and half precision under autocast on a GPU.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "openvino", "onnx", "tensorrt"]),
+        default="auto",
+        show_default=True,
+        help="What runs SAM and the mixer. auto takes plans that `sca engine build` made for this "
+        "model, device and dtype, else torch, and says which.",
+    ),
+    click.option(
+        "--engine-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="SCA_ENGINE_DIR",
+        default=Path("engines"),
+        show_default=True,
+        help="Where plans lie; also SCA_ENGINE_DIR.",
+    ),
+    click.option(
+        "--trust-engine",
+        is_flag=True,
+        help="Use plans whose bytes are not those that were built. Plans are native code.",
     ),
 )
 _caption_options = _section(
@@ -306,6 +327,7 @@ def _caption_to_folder(
         fresh = options["overwrite"] or not (out / "run.json").is_file()
         plan = _plan(sources, options) if fresh else None
         content, informative = runner.about()
+        log.info("Engine: %s", informative["engine"])
         with job.locked(out):
             if options["overwrite"]:
                 job.remove_run(out)
@@ -397,6 +419,7 @@ class Settings:
         from sca_batch.captioners.sca import CaptionSettings
 
         self.options = options
+        self.engine_label = self.engine_why = "torch"
         self.regions = self._region_settings()
         self.captions = CaptionSettings(**{name: options[name] for name in CAPTION_OPTIONS})
 
@@ -419,11 +442,25 @@ class Settings:
         )
 
     def load(self) -> Any:
+        from sca_batch.engines import plan_precisions, use_engines
         from sca_batch.model.zoo import load_model
 
-        return load_model(
-            self.options["model"], device=self.options["device"], dtype=self.options["dtype"]
+        options = self.options
+        model = load_model(options["model"], device=options["device"], dtype=options["dtype"])
+        chosen = use_engines(
+            model,
+            options["engine"],
+            options["engine_dir"],
+            precisions=plan_precisions(model, options["dtype"]),
+            model_name=options["model"],
+            trusted=options["trust_engine"],
         )
+        for reason in chosen.refused:
+            log.warning("Not used: %s", reason)
+        # The run keeps what was found, so that a plan built tonight does not change it tomorrow.
+        options["engine"] = chosen.engine
+        self.engine_label, self.engine_why = chosen.label, chosen.why
+        return model
 
     def batches(self, on_cpu: bool) -> BatchSettings:
         import torch
@@ -456,7 +493,7 @@ class Settings:
         return {
             "weights": weights_digest(model),
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
-            "engine": "torch",
+            "engine": self.engine_label,
             **{name: self.options[name] for name in (*CAPTION_OPTIONS, *REGION_OPTIONS)},
         }
 
@@ -471,6 +508,7 @@ class Settings:
             "model": self.options["model"],
             "sources": list(sources),
             "device": str(model.device),
+            "engine": self.engine_why,
             "versions": {
                 "sca": __version__,
                 "torch": torch.__version__,
@@ -519,6 +557,7 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
         _describe(plan, Path("-"), settings, options)
         return
     pipeline = settings.pipeline(settings.load())
+    log.info("Engine: %s", settings.engine_why)
     with _progress(len(plan)) as progress:
         for record in pipeline.run(shard_refs(plan, 0, len(plan))):
             click.echo(row_to_jsonl(record_to_row(record)))

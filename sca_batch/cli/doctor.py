@@ -25,6 +25,13 @@ PACKAGES = {
     "pyarrow": "Parquet shards",
     "opencv-python-headless": "small-region removal, outlines in pictures",
 }
+# Distribution -> the backend of `sca engine build` that it is, and the extra that brings it.
+ENGINES = {
+    "openvino": ("openvino", "cpu"),
+    "onnxruntime": ("onnx", "cpu"),
+    "tensorrt-rtx-cu13": ("tensorrt-rtx", "trt-rtx"),
+    "tensorrt-cu13": ("tensorrt", "trt"),
+}
 
 
 @click.command()
@@ -50,11 +57,10 @@ def examine() -> dict[str, Any]:
     packages: dict[str, str | None] = {}
     problems: list[str] = []
     for name, purpose in PACKAGES.items():
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = None
+        packages[name] = _version(name)
+        if packages[name] is None:
             problems.append(f"{name} is missing ({purpose}): pip install {name}")
+    engines = {backend: _version(name) for name, (backend, _) in ENGINES.items()}
     devices, device_problems = _devices() if packages["torch"] else ([], [])
     bundled, model_problems = _bundled_model()
     free = shutil.disk_usage(".").free
@@ -68,6 +74,7 @@ def examine() -> dict[str, Any]:
         "free_disk_gb": round(free / 1e9, 1),
         "devices": devices,
         "packages": packages,
+        "engines": engines,
         "bundled_model": bundled,
         "problems": problems + device_problems + model_problems,
     }
@@ -86,12 +93,24 @@ def as_text(report: dict[str, Any]) -> list[str]:
     ]
     for name, version in report["packages"].items():
         lines.append(f"  {name:24} {version or 'MISSING':12} {PACKAGES[name]}")
+    lines += ["", "Engines, none of which is needed (sca engine build)"]
+    for backend, extra in ENGINES.values():
+        version = report["engines"][backend]
+        missing = f"not here: pip install 'sca[{extra}]'"
+        lines.append(f"  {backend:24} {version or missing}")
     lines += ["", f"Bundled model: {report['bundled_model']}", ""]
     if report["problems"]:
         lines += [f"Problem: {problem}" for problem in report["problems"]]
     else:
         lines.append("Ready: sca caption ./images")
     return lines
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _devices() -> tuple[list[str], list[str]]:

@@ -40,7 +40,7 @@ class TextFeatureMixer(nn.Module):
         """
         queries_QD = self.queries.weight
         # The queries come first: their place in the sequence is part of the published model.
-        joined_RTD = torch.cat([queries_QD.expand(len(tokens_RTD), -1, -1), tokens_RTD], dim=1)
+        joined_RTD = torch.cat([queries_QD.expand(tokens_RTD.shape[0], -1, -1), tokens_RTD], dim=1)
         mixed_R1TD, _ = self.transformer(
             point_embeddings=joined_RTD[:, None],
             image_embeddings=_as_grid(features_RND),

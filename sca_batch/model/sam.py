@@ -32,20 +32,30 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         super().__init__(config)
 
     def fuse(
-        self, embedding_RDHW: Tensor, sparse_RSD: Tensor, dense_RDHW: Tensor, position_1DHW: Tensor
+        self,
+        embedding_RDHW: Tensor,
+        sparse_RSD: Tensor,
+        dense_RDHW: Tensor,
+        position_1DHW: Tensor,
+        *,
+        absorbed: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Runs SAM's two-way transformer.
 
         The embedding and the dense prompt have one entry per region, or one for all of them.
+        `absorbed` chooses the form, which changes speed only; by default the faster one. Sizes
+        are read from shapes and never made `int`, so that a trace keeps them open.
 
         Returns:
             tokens (R, T, D): IoU token, mask tokens, prompt tokens, fused with the image.
             features (R, N, D): image tokens, fused with the prompt.
         """
         own_MD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens_RTD = torch.cat([own_MD.expand(len(sparse_RSD), -1, -1), sparse_RSD], dim=1)
+        tokens_RTD = torch.cat([own_MD.expand(sparse_RSD.shape[0], -1, -1), sparse_RSD], dim=1)
         image_RDHW = embedding_RDHW + dense_RDHW
-        if absorbing_pays(self.transformer, tokens_RTD.shape[1]):
+        if absorbed is None:
+            absorbed = absorbing_pays(self.transformer, tokens_RTD.shape[1])
+        if absorbed:
             return absorbed_two_way(
                 self.transformer,
                 tokens_RTD,
@@ -54,7 +64,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
             )
         fused_R1TD, features_R1ND = self.transformer(
             point_embeddings=tokens_RTD[:, None],
-            image_embeddings=image_RDHW.expand(len(tokens_RTD), -1, -1, -1),
+            image_embeddings=image_RDHW.expand(tokens_RTD.shape[0], -1, -1, -1),
             image_positional_embeddings=position_1DHW,
             attention_similarity=None,
         )
@@ -68,7 +78,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
         """Low-res mask logits (R, M, 4H, 4W): the single mask first, then the three."""
         side = round(features_RND.shape[1] ** 0.5)
-        features_RDHW = features_RND.transpose(1, 2).reshape(len(features_RND), -1, side, side)
+        features_RDHW = features_RND.transpose(1, 2).reshape(features_RND.shape[0], -1, side, side)
         upscaled = self.activation(self.upscale_layer_norm(self.upscale_conv1(features_RDHW)))
         upscaled = self.activation(self.upscale_conv2(upscaled))
         hyper_RMC = torch.stack(

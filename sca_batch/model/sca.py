@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,13 @@ from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
 from sca_batch.model.mixer import TextFeatureMixer
 from sca_batch.model.sam import MaskDecoder, encode_prompts, position_grid
+from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer
 
-__all__ = ["RegionQueries", "ScaModel", "caption_loss"]
+__all__ = ["Engine", "RegionQueries", "ScaModel", "caption_loss"]
+
+# Stands in for one graph of the model: the graph's float32 inputs in order, its outputs.
+Engine = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class ScaModel(nn.Module):
     Segment and Caption Anything (arXiv:2312.00869), class `ScaMultitaskV2Model` of the reference
     implementation. Every method takes and returns tensors on the model's device; pixels and
     prompts are in the frame of the square input. With `autocast_dtype` set, matrix products run
-    in that dtype and outputs come back as float32.
+    in that dtype and outputs come back as float32. `engines` are compiled stand-ins, by graph name
+    (`sca_batch/engines/graphs.py`); what has none runs in torch.
     """
 
     def __init__(self, config: ScaConfig, tokenizer: CaptionTokenizer | None = None) -> None:
@@ -52,8 +58,9 @@ class ScaModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.autocast_dtype: torch.dtype | None = None
+        self.engines: dict[str, Engine] = {}
         decoder = config.sam.mask_decoder_config
-        self.vision_encoder = SamVisionEncoder(config.sam.vision_config)
+        self.vision_encoder = build_image_encoder(config)
         self.prompt_encoder = SamPromptEncoder(config.sam)
         self.mask_decoder = MaskDecoder(decoder)
         self.mixer = TextFeatureMixer(
@@ -70,8 +77,13 @@ class ScaModel(nn.Module):
         return self.task_tokens.weight.device
 
     def trainable_modules(self) -> dict[str, nn.Module]:
-        """What the paper trains; SAM and the language model stay frozen."""
+        """What the paper trains; SAM and the language model stay frozen.
+
+        Behind a timm backbone there is a neck of SCA's own.
+        """
+        neck = {"neck": self.vision_encoder.projector} if self.config.timm_vision_name else {}
         return {
+            **neck,
             "mixer": self.mixer,
             "projection": self.projection,
             "task_tokens": self.task_tokens,
@@ -79,8 +91,12 @@ class ScaModel(nn.Module):
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised, padded pixels -> image embeddings (B, D, H, W), float32."""
+        if engine := self.engines.get("encoder"):
+            (embedding_BDHW,) = engine(pixels_B3SS)
+            return embedding_BDHW
         with self._autocast():
-            embedding: Tensor = self.vision_encoder(pixels_B3SS).last_hidden_state
+            encoded = self.vision_encoder(pixels_B3SS)
+        embedding: Tensor = encoded if isinstance(encoded, Tensor) else encoded.last_hidden_state
         return embedding.float()
 
     def fuse_prompts(
@@ -106,6 +122,11 @@ class ScaModel(nn.Module):
                 labels_RP=labels_RP,
                 masks_R1HW=masks_R1HW,
             )
+            engine = self.engines.get("decoder")
+            # The graph is that of prompts without low-res masks on one shared image.
+            if engine is not None and len(embedding_BDHW) == 1 and masks_R1HW is None:
+                tokens_RTD, features_RND = engine(embedding_BDHW, sparse_RSD.float())
+                return tokens_RTD, features_RND
             if image_R is not None and len(embedding_BDHW) > 1:
                 embedding_BDHW = embedding_BDHW.index_select(0, image_R)
             tokens_RTD, features_RND = self.mask_decoder.fuse(
@@ -121,6 +142,9 @@ class ScaModel(nn.Module):
 
     def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
         """Low-res mask logits (R, M, 4H, 4W)."""
+        if engine := self.engines.get("upscale"):
+            (masks_RMHW,) = engine(tokens_RTD, features_RND)
+            return masks_RMHW
         with self._autocast():
             masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
         return masks_RM
@@ -130,8 +154,7 @@ class ScaModel(nn.Module):
         with self._autocast():
             position_1ND = self.position_code().flatten(2).transpose(1, 2)
             queries_RQD: Tensor = self.mixer(tokens_RTD, features_RND, position_1ND)
-        heads = self.config.num_caption_heads
-        return queries_RQD.float().reshape(len(queries_RQD), heads, -1, queries_RQD.shape[-1])
+        return self._by_head(queries_RQD.float())
 
     def region_queries(
         self,
@@ -149,6 +172,19 @@ class ScaModel(nn.Module):
         Prompts are boxes (R, 4) as x0, y0, x1, y1, points (R, P, 2) with labels (R, P), both, and
         low-res mask logits (R, 1, 4H, 4W); all regions of one call have the same kinds.
         """
+        engine = self.engines.get("mixer")
+        if engine is not None and masks_R1HW is None and not with_masks:
+            with self._autocast():
+                sparse_RSD, _ = encode_prompts(
+                    self.prompt_encoder,
+                    boxes_R4=boxes_R4,
+                    points_RP2=points_RP2,
+                    labels_RP=labels_RP,
+                )
+            if image_R is None:
+                image_R = torch.zeros(len(sparse_RSD), dtype=torch.long, device=self.device)
+            queries_RQD, iou_RM = engine(embedding_BDHW, sparse_RSD.float(), image_R)
+            return RegionQueries(queries=self._by_head(queries_RQD), iou=iou_RM)
         tokens_RTD, features_RND = self.fuse_prompts(
             embedding_BDHW,
             image_R=image_R,
@@ -215,6 +251,10 @@ class ScaModel(nn.Module):
         """The position code of the embedding grid, (1, D, H, W)."""
         return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
 
+    def _by_head(self, queries_RQD: Tensor) -> Tensor:
+        heads = self.config.num_caption_heads
+        return queries_RQD.reshape(len(queries_RQD), heads, -1, queries_RQD.shape[-1])
+
     def _task_ids(self, tasks: str | Sequence[str], num_regions: int) -> Tensor:
         names = [tasks] * num_regions if isinstance(tasks, str) else list(tasks)
         return torch.tensor([TASKS.index(name) for name in names], device=self.device)
@@ -223,6 +263,13 @@ class ScaModel(nn.Module):
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def build_image_encoder(config: ScaConfig) -> Any:
+    """SAM's image encoder, or the timm backbone that the configuration names."""
+    if config.timm_vision_name:
+        return TimmEncoder(config)
+    return SamVisionEncoder(config.sam.vision_config)
 
 
 def caption_loss(logits_RPV: Tensor, labels_RL: Tensor, *, label_smoothing: float = 0.1) -> Tensor:

@@ -99,7 +99,7 @@ def _tokens_read_image(
     rows_RXD = (query_RATC @ key_ACD).flatten(1, 2)  # X = A * T
     read_RXD = (rows_RXD @ image_placed_RND.transpose(1, 2)).softmax(dim=-1) @ image_RND
     value_ADC = attention.v_proj.weight.reshape(heads, -1, placed_RTD.shape[-1]).transpose(1, 2)
-    read_RATD = read_RXD.reshape(len(read_RXD), heads, -1, read_RXD.shape[-1])
+    read_RATD = read_RXD.reshape(read_RXD.shape[0], heads, -1, read_RXD.shape[-1])
     valued_RATC = read_RATD @ value_ADC + attention.v_proj.bias.reshape(heads, 1, -1)
     attended_RTD: Tensor = attention.out_proj(valued_RATC.transpose(1, 2).flatten(2))
     return attended_RTD

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +55,6 @@ def sca(tmp_path, shapes_folder, monkeypatch, capfd):
         return Done(out, err)
 
     return run
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_a_folder_becomes_a_dataset_that_other_tools_open(sca, shapes_images, tmp_path):
@@ -183,40 +175,6 @@ def test_a_request_that_cannot_be_met_says_what_to_type_next(
     done = sca("caption", *arguments, code=2)
     assert expected in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "images"]
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"]
-)
-def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(
-    tmp_path, shapes_folder, shapes_images, number, code
-):
-    original = (shapes_images / "shapes-0.png").read_bytes()
-    for i in range(60):
-        (shapes_images / f"more-{i:02}.png").write_bytes(original)
-    command = [
-        sys.executable, str(ROOT / "sca.py"), "caption", "images", "--commit-every", "0",
-        "--model", str(shapes_folder), *(a for pair in SMALL.items() for a in pair),
-    ]  # fmt: skip
-    running = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-    out = tmp_path / "images-captions"
-    deadline = time.monotonic() + 120
-    while not list(out.glob(".shard-*.partial-*")):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(number)
-    _, errors = running.communicate(timeout=120)
-    assert running.returncode == code, errors
-    assert "The same command goes on" in errors
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment()
-    )
-    assert "were done before" in done.stderr
-    rows = pl.read_parquet(out / "shard-*.parquet")
-    assert rows["image_id"].to_list() == list(range(1, 64))
 
 
 def test_draw_makes_a_picture_of_one_image(sca, shapes_images, tmp_path):

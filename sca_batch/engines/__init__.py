@@ -1,0 +1,158 @@
+"""Engines: compiled stand-ins for parts of a model, with the same inputs, outputs and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sca_batch.engines.graphs import GRAPHS
+from sca_batch.engines.plans import (
+    BACKENDS,
+    PlanFacts,
+    read_plans,
+    refusal,
+    this_machine,
+)
+from sca_batch.errors import ScaError
+from sca_batch.model.checkpoint import weights_digest
+from sca_batch.model.sca import Engine, ScaModel
+
+__all__ = ["ENGINES", "Chosen", "load_plan", "plan_precisions", "use_engines"]
+
+# What `--engine` may name, and the backends that it stands for.
+ENGINES: dict[str, tuple[str, ...]] = {
+    "openvino": ("openvino",),
+    "onnx": ("onnx",),
+    "tensorrt": ("tensorrt", "tensorrt-rtx"),
+    "auto": tuple(BACKENDS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which engine a model runs with; `label` goes into the run's fingerprint, `why` to the user.
+
+    `refused` are plans of this model that could not be used, each with its reason.
+    """
+
+    engine: str
+    label: str
+    why: str
+    refused: tuple[str, ...] = ()
+
+
+def use_engines(
+    model: ScaModel,
+    engine: str,
+    folder: Path,
+    *,
+    precisions: Sequence[str],
+    model_name: str = "MODEL",
+    trusted: bool = False,
+) -> Chosen:
+    """Gives the model the plans of a folder that fit it, its device and one of the precisions.
+
+    Graphs without a plan run in torch. `auto` takes what fits, and torch where nothing does.
+
+    Raises:
+        ScaError: for an engine asked for by name that has no plan, or one that may not be used.
+    """
+    if engine == "torch":
+        return Chosen("torch", "torch", "torch, as asked")
+    _check_device(engine, model.device)
+    plans = read_plans(folder) if folder.is_dir() else []
+    if engine == "auto" and not plans:
+        return Chosen("torch", "torch", f"torch: no plans in {folder}")
+    machine = this_machine(
+        model.device, sorted({f.backend for _, f in plans if not isinstance(f, str)})
+    )
+    # Plans of other models may lie beside: they are nobody's mistake.
+    weights = weights_digest(model)
+    ours = [
+        (path, facts)
+        for path, facts in plans
+        if not isinstance(facts, str) and facts.weights == weights and facts.precision in precisions
+    ]
+    refused: list[str] = []
+    for backend in ENGINES[engine]:
+        usable: dict[str, tuple[Path, PlanFacts]] = {}
+        reasons: dict[str, str] = {}
+        for path, facts in ours:
+            if facts.backend == backend:
+                reason = refusal(path, facts, machine, weights=weights, trusted=trusted)
+                if reason is None:
+                    usable.setdefault(facts.graph, (path, facts))
+                else:
+                    reasons[facts.graph] = reason
+        missed = [reason for graph, reason in reasons.items() if graph not in usable]
+        if missed and engine != "auto":
+            raise ScaError(missed[0])
+        refused += missed
+        if usable:
+            model.engines = {g: load_plan(path, facts) for g, (path, facts) in usable.items()}
+            return _chosen(backend, [facts for _, facts in usable.values()], folder, refused)
+    wanted = " or ".join(precisions)
+    if engine != "auto":
+        raise ScaError(
+            f"--engine {engine}: no {wanted} plan of this model in {folder}. Build it: "
+            f"sca engine build --model {model_name} --backend {engine} --precision {precisions[0]}"
+        )
+    why = f"torch: no {wanted} plan in {folder} fits this model and device"
+    return Chosen("torch", "torch", why, tuple(refused))
+
+
+def plan_precisions(model: ScaModel, dtype: str) -> tuple[str, ...]:
+    """The precisions of plans that a run in this `--dtype` may use, the preferred one first.
+
+    On a GPU `auto` means half precision, of whichever kind was built.
+    """
+    if dtype == "auto" and model.device.type == "cuda":
+        return ("fp16", "bf16")
+    return (_SHORT[model.autocast_dtype],)
+
+
+_SHORT = {None: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def _chosen(
+    backend: str, plans: Sequence[PlanFacts], folder: Path, refused: Sequence[str]
+) -> Chosen:
+    built = {facts.graph for facts in plans}
+    precision = "+".join(sorted({facts.precision for facts in plans}))
+    graphs = [graph for graph in GRAPHS if graph in built]
+    rest = [graph for graph in GRAPHS if graph not in built]
+    why = f"{backend} {precision} for {', '.join(graphs)}"
+    label = f"{backend}-{precision}"
+    if rest:
+        label += f"[{','.join(graphs)}]"
+        why += f"; torch for {', '.join(rest)}: no plan in {folder}"
+    engine = next(name for name, backends in ENGINES.items() if backend in backends)
+    return Chosen(engine, label, why, tuple(refused))
+
+
+def _check_device(engine: str, device: torch.device) -> None:
+    kind = {"openvino": "cpu", "onnx": "cpu", "tensorrt": "cuda"}.get(engine, device.type)
+    if device.type != kind:
+        others = "openvino, onnx" if kind == "cuda" else "tensorrt"
+        raise ScaError(
+            f"--engine {engine} runs on {kind} devices, and this run is on {device}. Choose "
+            f"--device {kind}, or --engine {others} or torch"
+        )
+
+
+def load_plan(path: Path, facts: PlanFacts) -> Engine:
+    """The callable of a plan that was found usable."""
+    if facts.backend == "onnx":
+        from sca_batch.engines.onnx import OnnxEngine
+
+        return OnnxEngine(path)
+    if facts.backend == "openvino":
+        from sca_batch.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, precision=facts.precision, static=facts.graph == "encoder")
+    from sca_batch.engines.tensorrt import TensorRtEngine
+
+    return TensorRtEngine(path, facts)

@@ -1,0 +1,144 @@
+"""ONNX: writing a graph to a file, and running that file with ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
+from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.model.sca import ScaModel
+
+__all__ = ["OPSET", "OnnxEngine", "Precision", "export", "files_digest", "need", "onnx_files"]
+
+# 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
+# builds in half precision only; what is exported here is eager attention anyway.
+OPSET = 20
+INSTALL = "pip install 'sca[cpu]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What a graph computes in; fixed when it is exported. Inputs and outputs stay float32."""
+
+    name: str = "fp32"
+    keep_fp32: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in ("fp32", "fp16"):
+            raise ScaError(f"precision {self.name!r} of a graph: expected fp32 or fp16")
+
+
+def export(model: ScaModel, name: str, path: Path, *, precision: Precision | None = None) -> None:
+    """Writes one graph of a model, with open axes, as ONNX; weights lie in `PATH.data` beside it.
+
+    Raises:
+        MissingPackageError: without onnx and onnxscript.
+    """
+    precision = precision or Precision()
+    for package in ("onnx", "onnxscript"):
+        need(package, "exporting a graph")
+    facts = GRAPHS[name]
+    half = precision.name == "fp16"
+    graph = build_graph(model, name, half=half, keep_fp32=precision.keep_fp32)
+    # One size object per name: sizes that two inputs share are one axis to the tracer.
+    sizes: dict[str, Any] = {}
+    dynamic = {
+        key: {
+            i: sizes.setdefault(axis, torch.export.Dim(axis, min=1))
+            for i, axis in enumerate(axes)
+            if axis is not None
+        }
+        for key, axes in facts.axes.items()
+    }
+    with _quiet_export():
+        torch.onnx.export(
+            graph.to(model.device),
+            example_inputs(model, name),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(facts.inputs),
+            output_names=list(facts.outputs),
+            dynamic_shapes=dynamic,
+            external_data=True,
+            verbose=False,
+        )
+
+
+class OnnxEngine:
+    """A graph that runs in ONNX Runtime on the CPU."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        runtime = need("onnxruntime", "--engine onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        # The arena keeps the most that any run took: 8 GB for an encoder.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        try:
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime has no exception class of its own in common
+            raise ScaError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error
+        self._names = [item.name for item in self._session.get_inputs()]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        arrays = (value.detach().cpu().contiguous().numpy() for value in inputs)
+        outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        return tuple(torch.from_numpy(value) for value in outputs)
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """The ONNX file and, where weights lie beside it, their file."""
+    beside = path.with_name(f"{path.name}.data")
+    return [path, beside] if beside.is_file() else [path]
+
+
+def files_digest(path: Path) -> str:
+    """SHA-256 over the ONNX file and its weights, hex."""
+    digest = hashlib.sha256()
+    for file in onnx_files(path):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def need(package: str, needed_for: str) -> Any:
+    """A package of the extra `cpu`, or an error that says how to get it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise MissingPackageError(package, needed_for, INSTALL) from None
+
+
+_EXPORTERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keeps the exporter's notes away: about its own deprecations and unused example values."""
+    loggers = [logging.getLogger(name) for name in _EXPORTERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

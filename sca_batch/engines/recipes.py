@@ -1,0 +1,123 @@
+"""What to build: the TOML files of `engines/`, and single values put in their place."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sca_batch.engines.graphs import GRAPHS
+from sca_batch.engines.plans import BACKENDS
+from sca_batch.errors import ScaError
+
+__all__ = ["PRECISIONS", "Recipe", "read_recipe", "recipe_names"]
+
+PRECISIONS = {
+    "openvino": ("fp32", "bf16"),
+    "onnx": ("fp32", "fp16"),
+    "tensorrt": ("fp32", "fp16"),
+    "tensorrt-rtx": ("fp32", "fp16"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything a plan depends on beside the model. Sizes are least, usual and most.
+
+    Sizes and capabilities are TensorRT's; ONNX Runtime and OpenVINO take any size. `tolerance`
+    takes the place of the graphs' own limits on the relative error. Without `capabilities`
+    TensorRT-RTX builds for every GPU that it serves by default.
+
+    Raises:
+        ScaError: for a value that makes no sense, with what was expected.
+    """
+
+    backend: str = "openvino"
+    precision: str = "fp32"
+    graphs: tuple[str, ...] = tuple(GRAPHS)
+    keep_fp32: tuple[str, ...] = ()
+    tolerance: float | None = None
+    images: tuple[int, ...] = (1, 1, 4)
+    regions: tuple[int, ...] = (1, 64, 64)
+    prompt_tokens: tuple[int, ...] = (2, 2, 4)
+    capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ScaError(f"backend {self.backend!r}: expected one of {', '.join(BACKENDS)}")
+        allowed = PRECISIONS[self.backend]
+        if self.precision not in allowed:
+            raise ScaError(
+                f"precision {self.precision!r} with backend {self.backend}: expected "
+                f"{' or '.join(allowed)}"
+            )
+        unknown = [graph for graph in self.graphs if graph not in GRAPHS]
+        if unknown or not self.graphs:
+            raise ScaError(f"graphs {list(self.graphs)}: expected some of {', '.join(GRAPHS)}")
+        for name in ("images", "regions", "prompt_tokens"):
+            sizes = getattr(self, name)
+            whole = all(isinstance(n, int) and n > 0 for n in sizes)
+            if len(sizes) != 3 or not whole or list(sizes) != sorted(sizes):
+                raise ScaError(f"{name} {list(sizes)}: expected least, usual and most, [1, 4, 8]")
+        if self.keep_fp32 and self.precision != "fp16":
+            raise ScaError(f"keep_fp32 with precision {self.precision}: it belongs to fp16")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with this package."""
+    return sorted(path.stem for path in _folder().glob("*.toml"))
+
+
+def read_recipe(name_or_path: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or file, or the default one, with values replaced: `regions=1,32,64`."""
+    recipe = Recipe() if name_or_path is None else _read(name_or_path)
+    changes: dict[str, Any] = {}
+    for text in overrides:
+        key, value = (part.strip() for part in text.partition("=")[::2])
+        changes[key] = _typed(key, value, text)
+    return replace(recipe, **changes)  # at once: values are checked against each other
+
+
+def _read(name_or_path: str) -> Recipe:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = _folder() / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise ScaError(
+            f"no recipe {name_or_path!r}: expected a .toml file or one of "
+            f"{', '.join(recipe_names())}"
+        )
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScaError(f"{path}: not TOML: {error}") from None
+    unknown = sorted(raw.keys() - _FIELDS)
+    if unknown:
+        raise ScaError(f"{path}: unknown {unknown[0]!r}; expected {', '.join(sorted(_FIELDS))}")
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Recipe(**given)
+
+
+def _typed(key: str, value: str, text: str) -> Any:
+    if key not in _FIELDS or not value:
+        raise ScaError(f"--set {text}: expected KEY=VALUE, KEY one of {', '.join(sorted(_FIELDS))}")
+    items = tuple(item.strip() for item in value.strip("[]").split(",") if item.strip())
+    try:
+        if key in ("images", "regions", "prompt_tokens"):
+            return tuple(int(item) for item in items)
+        if key == "tolerance":
+            return float(value)
+    except ValueError:
+        raise ScaError(f"--set {text}: {value!r} is no number") from None
+    return value if key in ("backend", "precision") else items
+
+
+_FIELDS = {field.name for field in fields(Recipe)}
+
+
+def _folder() -> Path:
+    package = Path(__file__).parents[1]
+    shipped = package / "assets/engines"
+    return shipped if shipped.is_dir() else package.parent / "engines"
