@@ -140,7 +140,7 @@ def test_failed_images_are_counted_by_code(start, shapes_images):
 
 def test_two_runs_on_one_folder_the_second_is_refused(tmp_path):
     with locked(tmp_path / "out"), pytest.raises(ScaError, match="another run"):
-        locked(tmp_path / "out").__enter__()
+        locked(tmp_path / "out", wait_s=0.1).__enter__()
     with locked(tmp_path / "out"):
         pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,21 +59,32 @@ class Run:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, wait_s: float = 3.0) -> Iterator[None]:
     """Keeps a second run out of the folder. The lock dies with its process, however that ends.
+
+    One that is restarted at once waits `wait_s` for what was killed to be gone.
 
     Raises:
         ScaError: when another run holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ScaError(
-                f"{out}: another run is writing here; wait for it, or choose another -o"
-            ) from None
+        deadline = time.monotonic() + wait_s
+        while not _taken(file.fileno()):
+            if time.monotonic() > deadline:
+                raise ScaError(
+                    f"{out}: another run is writing here; wait for it, or choose another -o"
+                )
+            time.sleep(0.05)
         yield
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def open_run(
