@@ -115,7 +115,8 @@ def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a = first.reshape(len(first), num_pixels).astype(np.float32)
     b = second.reshape(len(second), num_pixels).astype(np.float32)
     inter = a @ b.T
-    return inter / np.maximum(a.sum(axis=1)[:, None] + b.sum(axis=1)[None] - inter, 1)
+    iou: np.ndarray = inter / np.maximum(a.sum(axis=1)[:, None] + b.sum(axis=1) - inter, 1)
+    return iou
 
 
 def by_area(scores: list[RegionScore]) -> dict[str, list[RegionScore]]:

@@ -18,7 +18,8 @@ __all__ = [
 # Why an image can fail; docs/FORMAT.md says what each means.
 ERROR_CODES = (
     "missing", "unreadable", "empty_file", "not_an_image", "truncated", "too_large", "decode",
-    "checksum", "mask_size", "not_finite", "outside_root", "forbidden_url", "timeout", "oom", "killed_worker",
+    "checksum", "mask_size", "not_finite", "outside_root",
+    "forbidden_url", "timeout", "oom", "killed_worker",
 )  # fmt: skip
 
 EXIT_LEFTOVERS = 1  # finished, but with more failures than allowed

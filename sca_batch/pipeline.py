@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from sca_batch.captioners import Captioner, EncodedImage
 from sca_batch.errors import ImageError
-from sca_batch.images import DEFAULT_MAX_PIXELS, DecodedImage, preprocess, read_image
+from sca_batch.images import DEFAULT_MAX_PIXELS, DecodedImage, Places, preprocess, read_image
+from sca_batch.model.memory import Allowance, fit
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef, Prompt
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
@@ -25,6 +27,8 @@ from sca_batch.regions.proposal import Proposal
 from sca_batch.regions.select import RegionLimits
 
 __all__ = ["BatchSettings", "Pipeline", "RegionSettings"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class BatchSettings:
     decode_threads: int = 1
     decode_ahead: int = 4
     decode_ahead_bytes: int = 1 << 29
+    places: Places = field(default_factory=Places)
 
 
 @dataclass(slots=True)
@@ -81,6 +86,10 @@ class Pipeline:
         self.captioner = captioner
         self.regions = regions
         self.batches = batches
+        # What fits into memory; batches shrink when they do not, and grow back.
+        self._images = Allowance("--encoder-batch", batches.encoder_batch)
+        self._points = Allowance("--points-per-batch", regions.automatic.points_per_batch)
+        self._captions = Allowance("--caption-batch", batches.caption_batch)
         # Entered around every stage, by name: whoever wants to know how long they take.
         self.watch: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()
 
@@ -89,7 +98,7 @@ class Pipeline:
         waiting: list[_Waiting] = []
         decoded = self._decode_ahead(refs)
         try:
-            while batch := list(islice(decoded, self.batches.encoder_batch)):
+            while batch := list(islice(decoded, self._images.size)):
                 self._encode_and_propose(batch)
                 waiting += batch
                 # Captions are made for full batches; whatever fills up ends the wait.
@@ -133,7 +142,13 @@ class Pipeline:
     def _decode(self, ref: ImageRef) -> DecodedImage | ImageError:
         try:
             with self.watch("decode"):
-                return read_image(ref.uri, max_pixels=self.regions.max_pixels)
+                digest = ref.extra.get("sha256")
+                return read_image(
+                    ref.uri,
+                    max_pixels=self.regions.max_pixels,
+                    places=self.batches.places,
+                    sha256=digest if isinstance(digest, str) else None,
+                )
         except ImageError as error:
             return error
 
@@ -150,31 +165,61 @@ class Pipeline:
         """Fills in each image's embedding and regions, or its record if there is nothing to say."""
         live = [item for item in batch if item.image is not None]
         with self.watch("encode"):
-            embeddings = self._encode(live)
-        for item, embedding in zip(live, embeddings, strict=True):
+            encoded = self._one_by_one(live, self._encode, self._images)
+        for item, embedding in zip(live, encoded, strict=True):
+            if embedding is None:
+                continue
             assert item.image is not None
-            item.encoded = EncodedImage(item.image.rgb, embedding)
+            item.encoded = EncodedImage(item.image.rgb, embedding[0])
             try:
                 with self.watch("propose"):
-                    item.proposals = self._propose(item.ref, item.encoded)
+                    proposals = fit(partial(self._propose, item.ref, item.encoded), self._points)
             except ImageError as error:
                 item.record = _failed(item.ref, error, item.image)
                 continue
-            if not item.proposals:
+            if proposals is None:
+                item.record = _out_of_memory(item)
+            elif not proposals:
                 item.record = _record(item, [])
+            else:
+                item.proposals = proposals
+
+    def _one_by_one(
+        self,
+        items: Sequence[_Waiting],
+        stage: Callable[[Sequence[_Waiting], int], list[T]],
+        allowance: Allowance,
+    ) -> list[T | None]:
+        """What a stage makes of all items together; alone, of each, if memory does not suffice.
+
+        None for an item that does not fit even so; it has its record then.
+        """
+        if not items:
+            return []
+        together = fit(partial(stage, items), allowance)
+        if together is not None:
+            return list(together)
+        results: list[T | None] = []
+        for item in items:
+            alone = fit(partial(stage, [item]), allowance)
+            results.append(None if alone is None else alone[0])
+            if alone is None:
+                item.record = _out_of_memory(item)
+        return results
 
     @torch.inference_mode()
-    def _encode(self, items: Sequence[_Waiting]) -> Iterator[Tensor | None]:
+    def _encode(self, items: Sequence[_Waiting], at_once: int) -> list[tuple[Tensor | None]]:
         """The embedding (1, D, H, W) of each image, or None where nobody will look at it."""
         wanted = [i for i, item in enumerate(items) if self._needs_embedding(item.ref)]
         embeddings: list[Tensor | None] = [None] * len(items)
-        if wanted:
-            size = self.model.config.image_size
-            pixels = [preprocess(i.image.rgb, size) for i in (items[w] for w in wanted) if i.image]
+        size = self.model.config.image_size
+        for start in range(0, len(wanted), at_once):
+            places = wanted[start : start + at_once]
+            pixels = [preprocess(i.image.rgb, size) for i in (items[p] for p in places) if i.image]
             batch = torch.from_numpy(np.stack(pixels)).to(self.model.device)
-            for place, embedding in zip(wanted, self.model.encode_image(batch), strict=True):
+            for place, embedding in zip(places, self.model.encode_image(batch), strict=True):
                 embeddings[place] = embedding[None]
-        return iter(embeddings)
+        return [(embedding,) for embedding in embeddings]
 
     def _needs_embedding(self, ref: ImageRef) -> bool:
         prompts = self._given(ref)
@@ -193,7 +238,9 @@ class Pipeline:
             return ref.prompts or ()
         return ref.prompts
 
-    def _propose(self, ref: ImageRef, encoded: EncodedImage) -> Sequence[Proposal]:
+    def _propose(
+        self, ref: ImageRef, encoded: EncodedImage, points_at_once: int
+    ) -> Sequence[Proposal]:
         memory = self.batches.mask_memory_bytes
         prompts = self._given(ref)
         if prompts is not None:
@@ -209,7 +256,7 @@ class Pipeline:
             self.model,
             encoded.rgb,
             encoded.embedding,
-            self.regions.automatic,
+            replace(self.regions.automatic, points_per_batch=points_at_once),
             mask_memory_bytes=memory,
             keep_crop_embeddings=self.regions.keep_crop_embeddings,
         )
@@ -217,13 +264,19 @@ class Pipeline:
 
     def _caption(self, waiting: Sequence[_Waiting]) -> Iterator[ImageRecord]:
         live = [item for item in waiting if item.record is None]
-        images = [item.encoded for item in live if item.encoded is not None]
-        captions: Iterator[Sequence[Caption]] = iter(())
+        captions: list[list[Caption] | None] = []
         if live:
             with self.watch("caption"):
-                captions = iter(self.captioner.caption(images, [i.proposals for i in live]))
+                captions = self._one_by_one(live, self._caption_batch, self._captions)
+        of_item = {id(item): found for item, found in zip(live, captions, strict=True) if found}
         for item in waiting:
-            yield item.record or self._finish(item, next(captions))
+            yield item.record or self._finish(item, of_item[id(item)])
+
+    def _caption_batch(self, items: Sequence[_Waiting], at_once: int) -> list[list[Caption]]:
+        if hasattr(self.captioner, "batch_size"):
+            self.captioner.batch_size = at_once
+        images = [item.encoded for item in items if item.encoded is not None]
+        return self.captioner.caption(images, [item.proposals for item in items])
 
     def _finish(self, item: _Waiting, captions: Sequence[Caption]) -> ImageRecord:
         if not all(np.isfinite(caption.logprob) for caption in captions):
@@ -256,6 +309,11 @@ def _record(item: _Waiting, captioned: Sequence[tuple[Proposal, Caption]]) -> Im
             for i, (proposal, caption) in enumerate(captioned)
         ),
     )
+
+
+def _out_of_memory(item: _Waiting) -> ImageRecord:
+    error = ImageError("oom", "the device's memory does not suffice for this image alone")
+    return _failed(item.ref, error, item.image)
 
 
 def _failed(ref: ImageRef, error: ImageError, image: DecodedImage | None = None) -> ImageRecord:

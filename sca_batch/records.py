@@ -7,6 +7,7 @@ exclusive. Sizes are (height, width). Masks are compressed COCO RLE dicts, `{"si
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ __all__ = [
     "Region",
     "Rle",
     "Status",
+    "redacted",
 ]
 
 BoxXYXY = tuple[float, float, float, float]
@@ -123,3 +125,24 @@ class ImageRecord:
     regions: tuple[CaptionedRegion, ...] = ()
     error_code: str | None = None
     error: str | None = None
+
+
+# What a URL may carry that opens a door: a password, a signature, a token.
+SECRETS = (
+    (re.compile(r"(?<=://)[^/@\s]+@"), "***@"),
+    (
+        re.compile(
+            r"(?i)([?&;](?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|se|sp|sv|token"
+            r"|access_token|auth|key|api_?key|password|secret|credential)=)[^&;\s\"']+"
+        ),
+        r"\1***",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """The text without the passwords and signatures of URLs in it, as records and logs show it."""
+    if "://" in text:
+        for pattern, replacement in SECRETS:
+            text = pattern.sub(replacement, text)
+    return text

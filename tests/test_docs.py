@@ -21,7 +21,13 @@ def test_the_command_reference_is_what_the_commands_say():
     )
 
 
-DOCUMENTS = ["README.md", "docs/DATASETS.md", "docs/FORMAT.md", "manifests/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/DATASETS.md",
+    "docs/FORMAT.md",
+    "docs/TRAINING.md",
+    "manifests/README.md",
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

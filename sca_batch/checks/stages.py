@@ -14,12 +14,14 @@ from torch import Tensor
 from sca_batch.checks.generation import GenerateSettings
 from sca_batch.model.sam import encode_prompts
 from sca_batch.model.sca import ScaModel, caption_loss
+from sca_batch.model.timm_encoder import TimmEncoder
 
 __all__ = ["GENERATED", "STAGES", "Inputs", "generate_ids", "run_stages"]
 
 # Every stage with its absolute tolerance: what a rebuild of the published model in float32, on
 # another release of its libraries, met with room.
 STAGES: dict[str, float] = {
+    "timm_features": 1e-5,
     "image_embeddings": 1e-5,
     "image_positional_embeddings": 1e-5,
     "sparse_prompt_embeddings": 1e-5,
@@ -79,6 +81,10 @@ def run_stages(model: ScaModel, inputs: Inputs, *, wanted: frozenset[str]) -> di
     embedding_BDHW = inputs.embedding
     if inputs.pixels is not None:
         embedding_BDHW = out["image_embeddings"] = model.encode_image(inputs.pixels)
+        if isinstance(model.vision_encoder, TimmEncoder):
+            # The reference's embeddings are still on the grid of the backbone.
+            features = out["timm_features"] = model.vision_encoder.features(inputs.pixels)
+            out["image_embeddings"] = model.vision_encoder.project(features)
     if embedding_BDHW is not None and inputs.prompts.keys() & {"boxes_R4", "points_RP2"}:
         out |= _region_stages(model, inputs, embedding_BDHW, wanted)
     return {name: value.cpu() for name, value in out.items()}

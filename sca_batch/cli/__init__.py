@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sca_batch import __version__
+from sca_batch.cli.logs import set_up_logging
 from sca_batch.errors import EXIT_BUG, EXIT_INTERRUPTED, ScaError
 
 __all__ = ["cli", "main"]
@@ -47,7 +48,14 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="sca")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
-def cli(quiet: bool, verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json writes one object per line of the log.",
+)
+def cli(quiet: bool, verbose: bool, log_format: str) -> None:
     """Find every region of your images and describe each one in words.
 
     Regions come from Segment Anything's automatic mask generation, sentences from Segment and
@@ -61,9 +69,7 @@ def cli(quiet: bool, verbose: bool) -> None:
       sca model list                 models that can be used
     """
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for name in ("PIL", "urllib3", "httpx", "httpcore", "filelock", "fsspec", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging(level, log_format)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -191,6 +191,12 @@ def record_stages(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of the recording; the checkpoint's own folder if left out.",
 )
+@click.option(
+    "--train",
+    "with_training",
+    is_flag=True,
+    help="Also repeat the recorded training step: loss, gradients, and some AdamW steps.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the table as JSON.")
 @click.option(
     "--atol",
@@ -205,6 +211,7 @@ def record_stages(
 def check_stages(
     checkpoint: str,
     against: Path | None,
+    with_training: bool,
     as_json: bool,
     tolerances: tuple[str, ...],
     device: str,
@@ -234,6 +241,10 @@ def check_stages(
     recording = read_recording(against)
     loaded = load_model(checkpoint, device=device, dtype=dtype, with_tokenizer=False)
     results = check(loaded, recording, atol=atol)
+    if with_training:
+        from sca_batch.checks.training import check_training
+
+        results += check_training(loaded, recording)
     passed, sentence = verdict(results)
     if as_json:
         stages = [_as_json(result) for result in results]

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +19,7 @@ from sca_batch.errors import ERROR_CODES, EXIT_INTERRUPTED, EXIT_STOPPED, ScaErr
 
 if TYPE_CHECKING:
     from sca_batch.data.plan import Plan
+    from sca_batch.images import Places
     from sca_batch.job import Run, ShardWorker
     from sca_batch.runners.local import LocalRunner
 
@@ -30,6 +33,7 @@ __all__ = [
     "follow_sources",
     "make_runner",
     "nightly_options",
+    "places_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -108,6 +112,16 @@ nightly_options = (
         help="Try failed images again; all, or those with one of CODES, such as timeout,oom.",
     ),
     click.option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False),
+        help="Read no file outside this folder, wherever a manifest's paths and links lead.",
+    ),
+    click.option(
+        "--allow-http",
+        is_flag=True,
+        help="Read http(s) images; never from private addresses.",
+    ),
+    click.option(
         "--workers",
         type=click.IntRange(1),
         help="Worker processes, each with a model of its own.  [default: one per GPU, else 1]",
@@ -118,6 +132,11 @@ nightly_options = (
         default="15m",
         show_default=True,
         help="An image that takes longer fails as timeout; 0 waits for ever.",
+    ),
+    click.option(
+        "--metrics-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write counts here in Prometheus' text format, now and then and at the end.",
     ),
     click.option(
         "--time-limit",
@@ -182,7 +201,7 @@ def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], P
             run.out,
             list_again(),
             options["shard_size"],
-            digest_of=content_digest,
+            digest_of=partial(content_digest, places=places_of(options)),
             verify_content=options["verify_content"],
         )
         click.echo(
@@ -195,6 +214,14 @@ def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], P
         tried = retry_failed(run.out, codes)
         click.echo(f"{tried:,} failed images are tried again", err=True)
     return job.reopened(run)
+
+
+def places_of(options: dict[str, Any]) -> Places:
+    """What may be read, as --root and --allow-http say."""
+    from sca_batch.images import Places
+
+    root = options["root"]
+    return Places(root=None if root is None else Path(root), allow_http=options["allow_http"])
 
 
 def check_codes(text: str | None) -> None:

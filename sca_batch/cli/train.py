@@ -1,10 +1,19 @@
-"""`sca train`: recipes, from nothing or from where a run was stopped."""
+"""`sca train`: recipes, from their beginning or from where a run was stopped."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from sca_batch.errors import ScaError
+
+if TYPE_CHECKING:
+    from sca_batch.train.caption_recipes import CaptionRecipe
+    from sca_batch.train.recipes import Recipe
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -12,68 +21,180 @@ import click
 @click.option(
     "-o",
     "--output",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the log, the checkpoint, and at the end the model.",
+    help="Folder for the log, the checkpoints, and at the end the model.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="[NAME=]MANIFEST",
+    help="Manifest with boxes and references for a data set of the recipe; once for each.",
+)
+@click.option("--validation", type=_FILE, help="Manifest to caption and score every N steps.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one number of the recipe, checked against its type; may be repeated.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
+@click.option("--dry-run", is_flag=True, help="Print the recipe, what it trains and what it costs.")
+@click.option(
+    "--cache-embeddings",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep image embeddings there, 4 MiB an image (2 in half precision): the encoder then runs "
+    "once per image. For recipes without jitter.",
+)
+@click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Beside log.jsonl, write there too; may be repeated.",
+)
+@click.option("--cpu", is_flag=True, help="Leave the GPUs alone.")
 @click.option(
     "--workers",
     type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    help="Processes that compose scenes ahead; 0 composes in this one.",
+    help="Processes that make batches ahead; 0 makes them in this one. The recipe's if left out.",
 )
 @click.option(
     "--compile",
     "compile_layers",
     is_flag=True,
-    help="Let torch compile the layers first; needs a C++ compiler, pays within minutes.",
+    help="Recipe tiny: let torch compile the layers first; needs a C++ compiler.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the recipe and what it costs; train nothing.")
 def train(
-    recipe: str, output: Path, resume: bool, workers: int, compile_layers: bool, dry_run: bool
+    recipe: str,
+    output: Path | None,
+    data: tuple[str, ...],
+    validation: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    cache_embeddings: Path | None,
+    trackers: tuple[str, ...],
+    cpu: bool,
+    workers: int | None,
+    compile_layers: bool,
 ) -> None:
     """Train RECIPE and leave a model in OUTPUT/model.
 
-    The one recipe today is `tiny`: the bundled model, trained from nothing on composed scenes of
-    pictograms. Its art is fetched once with npm. Needs the extra: pip install 'sca[train]'.
+    The paper's recipes train a text feature mixer between a frozen SAM and a frozen language
+    model: vg-ablation, vg, vg-llama, objects365-pretrain, vg-finetune, weak-coco, weak-v3det,
+    weak-objects365, weak-mix, weak-finetune, and encoder-NAME and encoder-NAME-sam-mixer for
+    clip336, clip224, eva02, dinov2 and mae. docs/TRAINING.md says how to reproduce the paper.
+
+    The recipe tiny makes the bundled model from nothing, on composed scenes of pictograms; its
+    art is fetched once with npm. Training needs the extra: pip install 'sca[train]'.
 
     \b
     Examples:
-      sca train tiny -o runs/tiny --dry-run
+      sca train vg --dry-run
+      sca train vg -o runs/vg --data train.jsonl --validation test.jsonl
+      sca train vg -o runs/vg --data train.jsonl --resume       after it was stopped
+      accelerate launch --multi_gpu "$(command -v sca)" train vg -o runs/vg --data train.jsonl
       sca train tiny -o runs/tiny
-      sca train tiny -o runs/tiny --resume        after it was stopped
-      sca caption ./images --model runs/tiny/model
+      sca caption ./images --model runs/vg/model
     """
+    import dataclasses
+
+    from sca_batch.train.caption_recipes import CAPTION_RECIPES
+    from sca_batch.train.recipes import RECIPES
+    from sca_batch.train.settings import with_settings
+
+    if output is None and not dry_run:
+        raise ScaError("no folder for the run; name one: -o runs/NAME")
+    if recipe in CAPTION_RECIPES:
+        chosen = with_settings(CAPTION_RECIPES[recipe], settings)
+        if workers is not None:
+            chosen = dataclasses.replace(chosen, workers=workers)
+        if compile_layers:
+            raise ScaError(f"--compile is for the recipe tiny, not for {recipe}")
+        manifests = _manifests(chosen, data)
+        if dry_run or output is None:
+            _preview(chosen, manifests)
+            return
+        from sca_batch.train.caption_loop import train_captioner
+
+        train_captioner(
+            chosen,
+            manifests,
+            output,
+            resume=resume,
+            report=lambda line: click.echo(line, err=True),
+            validation=validation,
+            cache=cache_embeddings,
+            trackers=trackers,
+            cpu=cpu,
+        )
+    elif recipe in RECIPES:
+        given = {"--data": data, "--validation": validation, "--track": trackers,
+                 "--cache-embeddings": cache_embeddings}  # fmt: skip
+        unused = [option for option, value in given.items() if value]
+        if unused:
+            raise ScaError(f"{unused[0]} is not for the recipe {recipe}, which makes its own data")
+        scenes = with_settings(RECIPES[recipe], settings)
+        if dry_run or output is None:
+            _preview_scenes(scenes)
+            return
+        from sca_batch.train.loop import train as train_on_scenes
+
+        train_on_scenes(
+            scenes,
+            output,
+            resume=resume,
+            report=lambda line: click.echo(line, err=True),
+            workers=1 if workers is None else workers,
+            compile_layers=compile_layers,
+        )
+        click.echo(
+            f"Wrote {output / 'model'}: sca caption ./images --model {output / 'model'}", err=True
+        )
+    else:
+        names = ", ".join([*CAPTION_RECIPES, *RECIPES])
+        raise ScaError(f"no recipe {recipe!r}; expected one of {names}")
+
+
+def _manifests(recipe: CaptionRecipe, data: tuple[str, ...]) -> dict[str, Path]:
+    """The manifest of each data set by its name, which may be left out where there is one."""
+    names = [part.name for part in recipe.data]
+    found: dict[str, Path] = {}
+    for item in data:
+        name, separator, value = item.partition("=")
+        if not separator or name not in names:
+            if len(names) > 1:
+                raise ScaError(f"--data {item}: expected NAME=MANIFEST with {', '.join(names)}")
+            name, value = names[0], item
+        if name in found:
+            raise ScaError(f"--data {item}: there is a manifest for {name} already")
+        if not Path(value).is_file():
+            raise ScaError(f"--data {item}: no file {value}")
+        found[name] = Path(value)
+    return found
+
+
+def _preview(recipe: CaptionRecipe, manifests: dict[str, Path]) -> None:
+    from sca_batch.data.captioned import read_captioned
+    from sca_batch.train.caption_recipes import check_recipe
+    from sca_batch.train.preview import preview
+
+    check_recipe(recipe)
+    num_images = {name: len(read_captioned(path)) for name, path in manifests.items()}
+    for line in preview(recipe, num_images):
+        click.echo(line)
+
+
+def _preview_scenes(recipe: Recipe) -> None:
     from dataclasses import asdict
 
-    from sca_batch.errors import ScaError
-    from sca_batch.train.recipes import RECIPES
-
-    if recipe not in RECIPES:
-        raise ScaError(f"no recipe {recipe!r}; expected one of {', '.join(sorted(RECIPES))}")
-    chosen = RECIPES[recipe]
-    if dry_run:
-        for name, value in asdict(chosen).items():
-            click.echo(f"{name}: {value}")
-        images = chosen.steps * chosen.images_per_step
-        click.echo(
-            f"{chosen.steps:,} steps of {chosen.images_per_step} images: {images:,} scenes, "
-            f"{images * chosen.boxes_per_image:,} boxes and "
-            f"{images * chosen.points_per_image:,} points"
-        )
-        return
-    from sca_batch.train.loop import train as run
-
-    run(
-        chosen,
-        output,
-        resume=resume,
-        report=lambda line: click.echo(line, err=True),
-        workers=workers,
-        compile_layers=compile_layers,
-    )
+    for name, value in asdict(recipe).items():
+        click.echo(f"{name}: {value}")
+    images = recipe.steps * recipe.images_per_step
     click.echo(
-        f"Wrote {output / 'model'}: sca caption ./images --model {output / 'model'}", err=True
+        f"{recipe.steps:,} steps of {recipe.images_per_step} images: {images:,} scenes, "
+        f"{images * recipe.boxes_per_image:,} boxes and "
+        f"{images * recipe.points_per_image:,} points"
     )

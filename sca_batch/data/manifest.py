@@ -21,6 +21,7 @@ from sca_batch.data.coco_source import coco_rows
 from sca_batch.data.columns import Row, parse_row
 from sca_batch.data.plan import LISTING_SCHEMA, Listing
 from sca_batch.errors import ScaError
+from sca_batch.records import redacted
 
 __all__ = ["MANIFEST_SUFFIXES", "STDIN", "is_manifest", "listing_frame", "read_manifest"]
 
@@ -124,7 +125,7 @@ def _locate(given: str, folder: str, root: str) -> tuple[str, str]:
     if given.startswith("file://"):
         given = unquote(urlsplit(given).path)
     elif "://" in given:
-        return given, given
+        return given, redacted(given)
     uri = os.path.join(folder, given)
     path = os.path.normpath(uri)
     inside = root if root.endswith(os.sep) else root + os.sep

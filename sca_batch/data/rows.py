@@ -19,6 +19,7 @@ from sca_batch.records import (
     ImageRecord,
     ImageRef,
     Region,
+    redacted,
 )
 
 __all__ = [
@@ -135,14 +136,14 @@ def record_to_row(record: ImageRecord) -> dict[str, Any]:
     return {
         "image_id": ref.image_id,
         "key": ref.key,
-        "uri": ref.uri,
+        "uri": redacted(ref.uri),
         "file_name": ref.file_name,
         "sha256": record.sha256,
         "width": record.width,
         "height": record.height,
         "status": record.status,
         "error_code": record.error_code,
-        "error": record.error,
+        "error": None if record.error is None else redacted(record.error),
         "extra": dump_json(ref.extra, ref.key),
         "regions": [_region_to_row(region) for region in record.regions],
     }

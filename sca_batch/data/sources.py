@@ -16,8 +16,10 @@ import polars as pl
 
 from sca_batch.data.cells import BoxFormat
 from sca_batch.data.manifest import MANIFEST_SUFFIXES, STDIN, is_manifest, read_manifest
+from sca_batch.data.places import ARCHIVE_SUFFIXES, MEMBER, is_archive, list_archive, list_store
 from sca_batch.data.plan import Listing, Plan, make_plan
 from sca_batch.errors import ScaError
+from sca_batch.records import redacted
 
 __all__ = [
     "FolderListing",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 IsImage = Callable[[Path], bool]
-Kind = Literal["manifest", "folder", "image", "pattern"]
+Kind = Literal["manifest", "folder", "image", "pattern", "archive", "store"]
 
 # Written out: the system's table of types differs from machine to machine.
 IMAGE_SUFFIXES = {
@@ -56,7 +58,8 @@ def plan_sources(
 ) -> Plan:
     """Lists every source and numbers what they hold.
 
-    A source is a folder, an image, a glob pattern, a manifest or `-`. File names are relative to
+    A source is a folder, an image, a glob pattern, a zip or tar, a URL of an object store, a
+    manifest or `-`. File names are relative to
     the folder, to the image's or the manifest's folder, or to the part of the pattern before its
     first wildcard; with several such places, to the folder that they have in common.
 
@@ -78,6 +81,10 @@ def plan_sources(
             ]
         elif kind == "folder":
             listings += [_folder_listing(name, root, is_image) for name in names]
+        elif kind == "archive":
+            listings += [_archive_listing(name, root) for name in names]
+        elif kind == "store":
+            listings += [_store_listing(name) for name in names]
         else:
             for name in names:
                 listings += _pattern_listings(name, root, is_image, box_format)
@@ -126,7 +133,11 @@ def _kind(source: str) -> Kind:
     if os.path.isdir(source):
         return "folder"
     if os.path.lexists(source):
+        if is_archive(source):
+            return "archive"
         return "manifest" if is_manifest(source) else "image"
+    if "://" in source and not source.startswith(("http://", "https://", "file://")):
+        return "store"
     if "://" in source:
         raise ScaError(f"{source}: a URL is no source; write it into the column uri of a manifest")
     if glob.has_magic(source):
@@ -136,7 +147,7 @@ def _kind(source: str) -> Kind:
 
 def _root(kind: Kind, source: str) -> str:
     """The folder that names of a source's images start from."""
-    if source == STDIN:
+    if source == STDIN or kind == "store":
         return os.getcwd()
     if kind == "folder":
         return os.path.abspath(source)
@@ -213,6 +224,28 @@ def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
     return Listing(f"the folder {source}", frame, "file", found.skipped_files)
 
 
+def _archive_listing(source: str, root: Path) -> Listing:
+    files, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
+    if files.is_empty():
+        raise ScaError(f"{source}: no images among its {skipped:,} members")
+    # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
+    frame = _frame(files, "/", root).with_columns(
+        (pl.lit(os.path.abspath(source) + MEMBER) + files).alias("uri"),
+        (pl.lit(os.path.basename(source) + MEMBER) + files).alias("file_name"),
+    )
+    return Listing(f"the archive {source}", frame, "file", skipped)
+
+
+def _store_listing(source: str) -> Listing:
+    found, skipped = list_store(source, lambda name: has_image_suffix(Path(name)))
+    if found.is_empty():
+        raise ScaError(f"{redacted(source)}: no images among {skipped:,} objects")
+    frame = _frame(found["file"], "/", Path("/")).with_columns(
+        found["uri"], found["file"].alias("file_name")
+    )
+    return Listing(redacted(source), frame, "file", skipped)
+
+
 def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Listing:
     for source in sources:
         # A name that claims to be an image's is taken at its word; its record will say what is
@@ -222,7 +255,7 @@ def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Lis
         ):
             raise ScaError(
                 f"{source}: neither an image nor a manifest; expected image content, or one of the "
-                f"suffixes {', '.join(MANIFEST_SUFFIXES)}"
+                f"suffixes {', '.join((*MANIFEST_SUFFIXES, *ARCHIVE_SUFFIXES))}"
             )
     files = pl.Series("file", [_utf8(os.path.abspath(s).lstrip("/"), "/") for s in sources])
     frame = _frame(files, "/", root).with_columns(

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import SamConfig
+from transformers import PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
 from sca_batch.model.config import (
@@ -33,14 +33,18 @@ from sca_batch.model.config import (
 )
 from sca_batch.model.language import restore_buffers
 from sca_batch.model.sca import ScaModel
+from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 
 __all__ = [
+    "Parts",
+    "assemble",
     "compose",
     "load_checkpoint",
     "parameter_counts",
     "published_name",
     "published_state",
+    "read_parts",
     "save_checkpoint",
     "stored_dtypes",
     "weight_files",
@@ -52,9 +56,12 @@ _PREFIXES = (
     ("mixer.queries.", "mask_decoder.caption_tokens."),
     ("mixer.transformer.", "mask_decoder.additional_transformer."),
     ("projection.", "language_project."),
+    ("vision_encoder.backbone.", "timm_vision_encoder."),
+    ("vision_encoder.projector.", "neck."),
 )
-# What the paper trains, under published names.
-_TRAINED = (*(theirs for _, theirs in _PREFIXES), "task_tokens.")
+# What the paper trains, under published names; the neck stands behind a timm backbone.
+_TRAINED = ("mask_decoder.caption_tokens.", "mask_decoder.additional_transformer.",
+            "language_project.", "task_tokens.", "neck.")  # fmt: skip
 _NOT_SAM = (*_TRAINED, "language_model.")
 _POSITION = "prompt_encoder.shared_embedding.positional_embedding"
 _POSITION_TWIN = "shared_image_embedding.positional_embedding"
@@ -135,7 +142,7 @@ def load_checkpoint(folder: Path) -> ScaModel:
     tokenizer = None
     if tokenizer_files(folder):
         tokenizer = read_tokenizer(folder, eos_token_id=config.eos_token_id)
-    return _assemble(config, read_weights(folder), tokenizer, where=str(folder))
+    return assemble(config, read_weights(folder), tokenizer, where=str(folder))
 
 
 def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -175,10 +182,7 @@ def compose(
     will do). Sizes of the trained part are read from its shapes, but for the number of caption
     heads, which shapes do not show: it is that of a config.json beside the mixer, or 1.
     """
-    sam_config, sam_state = _read_sam(sam)
-    text_path = language_model / "config.json"
-    text_raw = _read_json(text_path, "a language model's folder")
-    text_state = _language_names(read_weights(language_model))
+    parts = read_parts(sam, language_model)
     if num_caption_heads is None:
         num_caption_heads = _caption_heads_beside(mixer)
     own = {
@@ -200,19 +204,50 @@ def compose(
             "mask_decoder.caption_tokens.weight, language_project.* and task_tokens.weight"
         )
     config = ScaConfig(
-        sam=sam_config,
-        text=text_config_from_dict(text_raw, where=str(text_path)),
+        sam=parts.sam,
+        text=parts.text,
         mixer_layers=max(layers) + 1,
         num_caption_tokens=len(queries) // num_caption_heads,
         num_caption_heads=num_caption_heads,
         num_task_tokens=len(tasks) // 2,
-        tokenizer_name=str(text_raw.get("_name_or_path") or ""),
+        tokenizer_name=parts.tokenizer_name,
     )
+    where = f"sam={sam}, lm={language_model}, mixer={mixer}"
+    return assemble(config, parts.state | own, parts.tokenizer, where=where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """SAM and a language model, read; `state` has published names."""
+
+    sam: SamConfig
+    text: PreTrainedConfig
+    tokenizer_name: str
+    tokenizer: CaptionTokenizer | None
+    state: dict[str, Tensor] = dataclasses.field(repr=False)
+
+
+def read_parts(sam: Path, language_model: Path) -> Parts:
+    """Reads what stands in front of the trained part and behind it.
+
+    `sam` is a folder in the layout of transformers or one of segment_anything's `.pth` files.
+    """
+    sam_config, sam_state = _read_sam(sam)
+    text_path = language_model / "config.json"
+    text_raw = _read_json(text_path, "a language model's folder")
+    text = text_config_from_dict(text_raw, where=str(text_path))
     tokenizer = None
     if tokenizer_files(language_model):
-        tokenizer = read_tokenizer(language_model, eos_token_id=config.eos_token_id)
-    where = f"sam={sam}, lm={language_model}, mixer={mixer}"
-    return _assemble(config, sam_state | text_state | own, tokenizer, where=where)
+        eos = text.eos_token_id
+        eos_token_id = int(eos[0] if isinstance(eos, list) else eos)
+        tokenizer = read_tokenizer(language_model, eos_token_id=eos_token_id)
+    return Parts(
+        sam=sam_config,
+        text=text,
+        tokenizer_name=str(text_raw.get("_name_or_path") or ""),
+        tokenizer=tokenizer,
+        state=sam_state | _language_names(read_weights(language_model)),
+    )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -280,13 +315,14 @@ def build_empty(config: ScaConfig) -> ScaModel:
         return ScaModel(config)
 
 
-def _assemble(
+def assemble(
     config: ScaConfig,
     state: dict[str, Tensor],
     tokenizer: CaptionTokenizer | None,
     *,
     where: str,
 ) -> ScaModel:
+    """A model of these sizes with these weights, all of them and no others."""
     if config.text.tie_word_embeddings and _is_untied(state, config):
         # As the reference would: it loads both tensors and never ties them again.
         text = copy.deepcopy(config.text)
@@ -316,6 +352,8 @@ def _assemble(
     if config.text.tie_word_embeddings:
         model.language_model.tie_weights()
     restore_buffers(model.language_model, torch.device("cpu"))
+    if isinstance(model.vision_encoder, TimmEncoder):
+        model.vision_encoder.restore_buffers()
     left = [name for name, value in _tensors(model) if value.is_meta]
     assert not left, f"left on the meta device: {left}"
     model.tokenizer = tokenizer

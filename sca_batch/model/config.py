@@ -22,9 +22,10 @@ from sca_batch.errors import ScaError
 
 __all__ = ["ARCHITECTURES", "ScaConfig", "read_config"]
 
-# The published class whose forward pass is implemented here. Every recipe of the paper uses it.
-ARCHITECTURES = ("ScaMultitaskV2Model",)
-_TIMM_ARCHITECTURE = "ScaTimmMultitaskV2Model"
+# The published classes whose forward pass is implemented here; the first one is that of every
+# recipe of the paper but the ablation of image encoders.
+TIMM_ARCHITECTURE = "ScaTimmMultitaskV2Model"
+ARCHITECTURES = ("ScaMultitaskV2Model", TIMM_ARCHITECTURE)
 
 TASKS = ("recognition", "caption")  # the order of the rows in `task_tokens`
 
@@ -141,6 +142,7 @@ class ScaConfig:
     num_caption_heads: int = 1
     num_task_tokens: int = 6
     tokenizer_name: str = ""
+    timm_vision_name: str = ""  # a backbone of timm in the place of SAM's image encoder
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -169,6 +171,15 @@ class ScaConfig:
         eos = self.text.eos_token_id
         return int(eos[0] if isinstance(eos, list) else eos)
 
+    def _class_dict(self) -> dict[str, Any]:
+        if not self.timm_vision_name:
+            return {"architectures": [ARCHITECTURES[0]], "model_type": "sca"}
+        return {
+            "architectures": [TIMM_ARCHITECTURE],
+            "model_type": "sca_timm",
+            "timm_vision_name": self.timm_vision_name,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """A config.json in the published form, without the keys that carry no meaning."""
         decoder = _chosen(self.sam.mask_decoder_config.to_dict(), _DECODER_KEYS)
@@ -179,8 +190,7 @@ class ScaConfig:
         }
         prompt = _chosen(self.sam.prompt_encoder_config.to_dict(), _PROMPT_KEYS)
         return {
-            "architectures": [ARCHITECTURES[0]],
-            "model_type": "sca",
+            **self._class_dict(),
             "num_task_tokens": self.num_task_tokens,
             "use_decoder_only_language_model": True,
             "vision_config": _chosen(self.sam.vision_config.to_dict(), _VISION_KEYS),
@@ -201,14 +211,9 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
         ScaError: for another architecture, or a part that is missing or does not make sense.
     """
     architectures = raw.get("architectures") if isinstance(raw, dict) else None
-    if architectures == [_TIMM_ARCHITECTURE]:
-        raise ScaError(
-            f"{where}: {_TIMM_ARCHITECTURE} (a timm image encoder) is not supported yet; "
-            f"expected {' or '.join(ARCHITECTURES)}"
-        )
     if architectures not in [[name] for name in ARCHITECTURES]:
         raise ScaError(
-            f"{where}: architectures is {architectures}, expected {[ARCHITECTURES[0]]}; "
+            f"{where}: architectures is {architectures}, expected one of {list(ARCHITECTURES)}; "
             "other model classes are not supported"
         )
     try:
@@ -222,6 +227,9 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
             num_caption_heads=int(decoder.get("num_caption_heads", 1)),
             num_task_tokens=int(raw["num_task_tokens"]),
             tokenizer_name=str(text.get("_name_or_path") or ""),
+            timm_vision_name=(
+                str(raw["timm_vision_name"]) if architectures == [TIMM_ARCHITECTURE] else ""
+            ),
             raw=raw,
         )
     except KeyError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
 from sca_batch.model.mixer import TextFeatureMixer
 from sca_batch.model.sam import MaskDecoder, encode_prompts, position_grid
+from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer
 
 __all__ = ["Engine", "RegionQueries", "ScaModel", "caption_loss"]
@@ -58,7 +60,7 @@ class ScaModel(nn.Module):
         self.autocast_dtype: torch.dtype | None = None
         self.engines: dict[str, Engine] = {}
         decoder = config.sam.mask_decoder_config
-        self.vision_encoder = SamVisionEncoder(config.sam.vision_config)
+        self.vision_encoder = build_image_encoder(config)
         self.prompt_encoder = SamPromptEncoder(config.sam)
         self.mask_decoder = MaskDecoder(decoder)
         self.mixer = TextFeatureMixer(
@@ -75,8 +77,13 @@ class ScaModel(nn.Module):
         return self.task_tokens.weight.device
 
     def trainable_modules(self) -> dict[str, nn.Module]:
-        """What the paper trains; SAM and the language model stay frozen."""
+        """What the paper trains; SAM and the language model stay frozen.
+
+        Behind a timm backbone there is a neck of SCA's own.
+        """
+        neck = {"neck": self.vision_encoder.projector} if self.config.timm_vision_name else {}
         return {
+            **neck,
             "mixer": self.mixer,
             "projection": self.projection,
             "task_tokens": self.task_tokens,
@@ -88,7 +95,8 @@ class ScaModel(nn.Module):
             (embedding_BDHW,) = engine(pixels_B3SS)
             return embedding_BDHW
         with self._autocast():
-            embedding: Tensor = self.vision_encoder(pixels_B3SS).last_hidden_state
+            encoded = self.vision_encoder(pixels_B3SS)
+        embedding: Tensor = encoded if isinstance(encoded, Tensor) else encoded.last_hidden_state
         return embedding.float()
 
     def fuse_prompts(
@@ -255,6 +263,13 @@ class ScaModel(nn.Module):
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+def build_image_encoder(config: ScaConfig) -> Any:
+    """SAM's image encoder, or the timm backbone that the configuration names."""
+    if config.timm_vision_name:
+        return TimmEncoder(config)
+    return SamVisionEncoder(config.sam.vision_config)
 
 
 def caption_loss(logits_RPV: Tensor, labels_RL: Tensor, *, label_smoothing: float = 0.1) -> Tensor:

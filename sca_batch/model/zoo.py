@@ -24,8 +24,10 @@ __all__ = [
     "Composition",
     "ModelFacts",
     "bundled_folder",
+    "fetch_part",
     "load_model",
     "locate",
+    "tokenizer_folder",
 ]
 
 DEFAULT_MODEL = "sca-tiny"
@@ -239,12 +241,13 @@ def _located_parts(name: str) -> Composition:
             "mixer=PATH"
         )
     # The mixer first: it is small and most likely here, so that a typing error costs no download.
-    mixer = _located_part("mixer", parts["mixer"])
-    sam = _located_part("sam", parts["sam"])
-    return Composition(sam, _located_part("lm", parts["lm"]), mixer)
+    mixer = fetch_part("mixer", parts["mixer"])
+    sam = fetch_part("sam", parts["sam"])
+    return Composition(sam, fetch_part("lm", parts["lm"]), mixer)
 
 
-def _located_part(part: str, value: str) -> Path:
+def fetch_part(part: str, value: str) -> Path:
+    """Where `sam`, `lm` or `mixer` lies: a folder, a file, or the hub's cache after fetching it."""
     path = Path(value).expanduser()
     if path.is_dir() or (path.is_file() and part != "lm"):
         return path
@@ -260,23 +263,35 @@ def _is_hub_id(name: str) -> bool:
 
 def _fetch_tokenizer(model: ScaModel, name: str) -> None:
     """Gives a model the tokenizer of the language model that its config.json names."""
-    source = model.config.tokenizer_name
-    if not source:
-        return
-    if Path(source).is_dir():
-        folder = Path(source)
-    elif _is_hub_id(source) or _is_hub_id(f"any/{source}"):
-        try:
-            folder = _download(source, weights=False)
-        except ScaError as error:
-            raise ScaError(
-                f"{name} has no tokenizer beside its weights, and that of {source} could not be "
-                f"fetched: {error}"
-            ) from None
-    else:
-        return
-    if tokenizer_files(folder):
+    folder = _tokenizer_of(model.config.tokenizer_name, name)
+    if folder is not None and tokenizer_files(folder):
         model.tokenizer = read_tokenizer(folder, eos_token_id=model.config.eos_token_id)
+
+
+def tokenizer_folder(name: str, tokenizer_name: str) -> Path:
+    """The folder with a model's tokenizer: beside its weights, or the language model's own."""
+    located = locate(name)
+    beside = located if isinstance(located, Path) else located.language_model
+    if tokenizer_files(beside):
+        return beside
+    folder = _tokenizer_of(tokenizer_name, name)
+    if folder is None or not tokenizer_files(folder):
+        raise ScaError(f"{name} has no tokenizer; copy those of its language model beside it")
+    return folder
+
+
+def _tokenizer_of(source: str, name: str) -> Path | None:
+    if Path(source).is_dir() and source:
+        return Path(source)
+    if not (_is_hub_id(source) or _is_hub_id(f"any/{source}")):
+        return None
+    try:
+        return _download(source, weights=False)
+    except ScaError as error:
+        raise ScaError(
+            f"{name} has no tokenizer beside its weights, and that of {source} could not be "
+            f"fetched: {error}"
+        ) from None
 
 
 def _download(name: str, *, weights: bool) -> Path:

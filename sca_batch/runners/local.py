@@ -273,7 +273,7 @@ class LocalRunner:
                 if crash and self._bugs_in_a_row >= BUGS_IN_A_ROW:
                     raise RuntimeError(f"a worker failed {crash}")
                 if crash:
-                    log.error("A worker failed %s", crash)
+                    log.error("A worker failed.", extra={"trace": crash})
         if unit.deaths > self._retries:
             emit(Lost(unit.name, crash or f"its worker {how} {unit.deaths} times", bool(crash)))
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from sca_batch.data.atomic import writing
@@ -23,12 +23,14 @@ from sca_batch.model.tokenizer import read_tokenizer
 from sca_batch.train.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.calibration import calibrate
 from sca_batch.train.examples import SceneBatches, StepBatch, be_nice, train_tokenizer
+from sca_batch.train.initial import initialise
+from sca_batch.train.logs import cut_log, listed, row_line, write_row
 from sca_batch.train.losses import build_classifiers, step_losses
 from sca_batch.train.recipes import Recipe
 from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.scoring import score_scene, summarise
 
-__all__ = ["initialise", "learning_rate", "train", "write_model"]
+__all__ = ["learning_rate", "train", "write_model"]
 
 # Far from the first held-out seeds, which benchmarks use.
 VALIDATION_FIRST_SEED = HELD_OUT_FIRST_SEED + 10_000_000
@@ -111,13 +113,13 @@ def train(
                 "images_per_s": recipe.images_per_step / (now - begun),
             }
             begun = now
-            _write_row(log, row)
+            write_row(log, row)
             if run.step % 20 == 0:
-                report(_line(row))
+                report(row_line(row))
             if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
                 scores = _validate(run.model, validation, art)
-                _write_row(log, {"step": step, "validation": scores})
-                report(f"step {step}: " + _listed(scores))
+                write_row(log, {"step": step, "validation": scores})
+                report(f"step {step}: " + listed(scores))
                 begun = time.monotonic()
             if time.monotonic() - saved > recipe.checkpoint_every_s or run.step == last:
                 _save(run, recipe, out)
@@ -126,7 +128,7 @@ def train(
         _uncompile(run.model)
         run.model.autocast_dtype = None
         calibration = calibrate(run.model.eval(), _calibration_scenes(recipe, art))
-        report("Calibrated: " + _listed(asdict(calibration)))
+        report("Calibrated: " + listed(asdict(calibration)))
         write_model(run.model, out)
         report(f"Wrote the trained model to {out / 'model'}")
 
@@ -145,52 +147,6 @@ def write_model(model: ScaModel, out: Path) -> None:
     save_checkpoint(model, folder, dtype=torch.float16)
     with writing(folder / "tokenizer.json") as file:
         file.write((out / "tokenizer.json").read_bytes())
-
-
-def initialise(model: ScaModel, seed: int) -> None:
-    """Fills an empty model: transformers' own initialisation leaves SAM's encoder at zero.
-
-    Truncated normal 0.02 in the encoder (ViT), 0.02 with scaled residuals in the language model
-    (GPT-2), torch's defaults in the mask decoder and the mixer, as in segment_anything.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, std: float) -> None:
-        nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std, generator=generator)
-
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            weight = getattr(module, "weight", None)
-            bias = getattr(module, "bias", None)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-                continue
-            if not isinstance(weight, Tensor):
-                continue
-            if name.startswith(("vision_encoder.layers", "vision_encoder.patch", "language_model")):
-                normal(weight, 0.02)
-            elif isinstance(module, nn.Embedding):
-                # Prompt and query tokens are added to position codes of unit size per channel.
-                normal(weight, 0.02 if name == "task_tokens" else 0.7)
-            else:
-                bound = 1 / math.sqrt(weight[0].numel())
-                nn.init.uniform_(weight, -bound, bound, generator=generator)
-            if isinstance(bias, Tensor):
-                nn.init.zeros_(bias)
-        layers = model.language_model.config.num_hidden_layers
-        for name, parameter in model.named_parameters():
-            if name.endswith("pos_embed"):
-                normal(parameter, 0.02)
-            elif "rel_pos" in name:
-                nn.init.zeros_(parameter)
-            elif name.startswith("language_model") and name.endswith("c_proj.weight"):
-                normal(parameter, 0.02 / math.sqrt(2 * layers))
-            elif name.endswith("positional_embedding"):
-                # SAM's scale of 1 is for a grid of 64; for one of 16 a code twice as coarse would
-                # do, but small objects are placed better with a finer one.
-                parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator))
-                parameter.requires_grad_(False)  # fixed in SAM, as in Fourier features
 
 
 def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report) -> _Run:
@@ -215,7 +171,7 @@ def _start(recipe: Recipe, out: Path, art: Art, *, resume: bool, report: Report)
         run.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         run.step = int(state["step"])
-        _cut_log(out / "log.jsonl", run.step)
+        cut_log(out / "log.jsonl", run.step)
         report(f"Going on from step {run.step} of {checkpoint}")
     else:
         (out / "log.jsonl").unlink(missing_ok=True)
@@ -323,31 +279,3 @@ def _save(run: _Run, recipe: Recipe, out: Path) -> None:
 
 def _recipe_key(recipe: Recipe) -> str:
     return json.dumps(asdict(recipe), sort_keys=True)
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drops the rows of steps that were done after the checkpoint and will be done again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except ValueError:
-            break  # the line that a kill cut short is the last
-    with writing(path) as file:
-        file.write("".join(kept).encode())
-
-
-def _write_row(log: Any, row: dict[str, Any]) -> None:
-    log.write(json.dumps(row) + "\n")
-    log.flush()
-
-
-def _line(row: dict[str, Any]) -> str:
-    return f"step {row['step']}: " + _listed({k: v for k, v in row.items() if k != "step"})
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

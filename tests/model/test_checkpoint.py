@@ -416,7 +416,7 @@ def test_a_width_of_attention_heads_of_its_own_is_kept(golden):
             {"architectures": ["ScaMultitaskV2Model"] * 2}, "architectures is", id="two classes"
         ),
         pytest.param(
-            {"architectures": ["ScaTimmMultitaskV2Model"]}, "timm image encoder", id="timm"
+            {"architectures": ["ScaTimmMultitaskV2Model"]}, "no 'timm_vision_name'", id="timm"
         ),
         pytest.param({"num_task_tokens": None}, "num_task_tokens|NoneType", id="no task tokens"),
         pytest.param({"vision_config": {"hidden_size": "wide"}}, "hidden_size", id="a word"),

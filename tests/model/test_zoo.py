@@ -97,9 +97,9 @@ def test_a_file_is_no_model(golden):
 
 def test_a_model_that_needs_another_class_is_refused_by_its_name(golden, tmp_path):
     raw = json.loads((golden / "gpt2-box" / "config.json").read_text())
-    raw["architectures"] = ["ScaTimmMultitaskV2Model"]
+    raw["architectures"] = ["ScaDirectDecodingV2Model"]
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ScaError, match=r"ScaTimmMultitaskV2Model .* is not supported yet"):
+    with pytest.raises(ScaError, match=r"ScaDirectDecodingV2Model"):
         load_model(tmp_path)
 
 

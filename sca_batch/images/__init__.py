@@ -7,7 +7,6 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sca_batch.boxes import resized_size
 from sca_batch.errors import ImageError
+from sca_batch.images.places import Places, read_bytes
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "DecodedImage",
+    "Places",
     "content_digest",
     "decode",
     "looks_like_image",
@@ -33,6 +34,8 @@ DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bom
 # pixels are bit for bit those of the published pipeline.
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 PIXEL_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+ANYWHERE = Places()  # every file, no web
 
 UInt8Image = npt.NDArray[np.uint8]
 
@@ -49,15 +52,23 @@ class DecodedImage:
         return self.rgb.shape[0], self.rgb.shape[1]
 
 
-def read_image(uri: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
-    """Reads and decodes one image file.
+def read_image(
+    uri: str,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    places: Places = ANYWHERE,
+    sha256: str | None = None,
+) -> DecodedImage:
+    """Reads and decodes one image, and compares its bytes with a digest if there is one.
 
     Raises:
-        ImageError: with code `missing`, `unreadable`, `empty_file`, `not_an_image`, `too_large`,
-            `truncated` or `decode`.
+        ImageError: with a code of its own for each; docs/FORMAT.md lists them.
     """
-    content = _read_bytes(uri)
-    return DecodedImage(decode(content, max_pixels=max_pixels), hashlib.sha256(content).hexdigest())
+    content = read_bytes(uri, places)
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256.lower():
+        raise ImageError("checksum", f"the file's sha256 is {digest}, the manifest's {sha256}")
+    return DecodedImage(decode(content, max_pixels=max_pixels), digest)
 
 
 def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Image:
@@ -94,10 +105,10 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
         raise ImageError(code, text) from None
 
 
-def content_digest(uri: str) -> str | None:
+def content_digest(uri: str, *, places: Places = ANYWHERE) -> str | None:
     """sha256 of an image file's bytes, hexadecimal; None when it cannot be read."""
     try:
-        return hashlib.sha256(_read_bytes(uri)).hexdigest()
+        return hashlib.sha256(read_bytes(uri, places)).hexdigest()
     except ImageError:
         return None
 
@@ -116,22 +127,6 @@ def _without_alpha(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _read_bytes(uri: str) -> bytes:
-    if "://" in uri and urlsplit(uri).scheme != "file":
-        raise ImageError(
-            "unreadable", f"{urlsplit(uri).scheme}:// is not a place images are read from"
-        )
-    path = Path(uri)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError("missing", f"no file {path}") from None
-    except IsADirectoryError:
-        raise ImageError("not_an_image", f"{path} is a folder") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError("unreadable", f"{uri!r}: {error}") from None
 
 
 def looks_like_image(path: Path) -> bool:

@@ -1,0 +1,76 @@
+"""What is said while working: for people, or one JSON object per line for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+
+__all__ = ["set_up_logging"]
+
+# File names are other people's text: a line end or an escape sequence in one must not become a
+# log line of its own or reach a terminal.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+QUIET = (
+    "PIL",
+    "urllib3",
+    "httpx",
+    "httpcore",
+    "filelock",
+    "fsspec",
+    "matplotlib",
+    "botocore",
+    "s3fs",
+)
+
+
+def printable(text: str) -> str:
+    """The text with control characters as their escapes."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # A traceback keeps its lines; a message is one.
+        trace = _trace(self, record)
+        return f"{record.levelname} {_safe(record.getMessage())}" + (f"\n{trace}" if trace else "")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": _safe(record.getMessage()),
+        }
+        if trace := _trace(self, record):
+            line["traceback"] = trace
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The traceback of this process, or the one that a worker has sent."""
+    if record.exc_info:
+        return formatter.formatException(record.exc_info)
+    return str(getattr(record, "trace", ""))
+
+
+def _safe(message: str) -> str:
+    from sca_batch.records import redacted
+
+    return printable(redacted(message))
+
+
+def set_up_logging(level: int, form: str) -> None:
+    """Log lines go to standard error, from this level on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Lines())
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

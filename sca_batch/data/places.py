@@ -1,0 +1,85 @@
+"""What archives and object stores list: names of images, which are looked at later."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import polars as pl
+
+from sca_batch.errors import ScaError
+from sca_batch.records import redacted
+
+__all__ = ["ARCHIVE_SUFFIXES", "MEMBER", "is_archive", "list_archive", "list_store"]
+
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+MEMBER = "!/"  # between an archive and the name of its member
+
+HasSuffix = Callable[[str], bool]
+
+
+def is_archive(source: str) -> bool:
+    """True for the names of archives that are read in place."""
+    return source.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def list_archive(archive: str, has_image_suffix: HasSuffix) -> tuple[pl.Series, int]:
+    """The members that claim to be images, in the archive's order, and how many others there are.
+
+    Raises:
+        ScaError: for an archive that cannot be read, or has one name twice.
+    """
+    try:
+        if archive.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as zipped:
+                names = [info.filename for info in zipped.infolist() if not info.is_dir()]
+        else:
+            with tarfile.open(archive, "r:") as tarred:
+                names = []
+                for info in tarred:
+                    if not info.isdir():
+                        names.append(info.name)
+                    tarred.members = []  # type: ignore[attr-defined]  # else all would be kept
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ScaError(f"{archive}: not a readable archive ({error})") from None
+    images = [name for name in names if has_image_suffix(name)]
+    for name in images:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ScaError(f"{archive}: the name {name!r} is not UTF-8; rename it") from None
+    return pl.Series("file", images, dtype=pl.String), len(names) - len(images)
+
+
+def list_store(url: str, has_image_suffix: HasSuffix) -> tuple[pl.DataFrame, int]:
+    """Images below a URL of an object store: `uri`, and `file` relative to it; and other objects.
+
+    Raises:
+        ScaError: when the store cannot be asked.
+    """
+    import fsspec
+
+    try:
+        store: Any
+        store, base = fsspec.core.url_to_fs(url)
+        found = sorted(store.find(base))
+    except ImportError as error:
+        raise ScaError(f"{redacted(url)}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ScaError(redacted(f"{url}: cannot be listed ({error})")) from None
+    images = [name for name in found if has_image_suffix(name)]
+    scheme = urlsplit(url).scheme
+    prefix = base.rstrip("/") + "/"
+    if images == [base]:  # one object
+        prefix = base.rpartition("/")[0] + "/"
+    frame = pl.DataFrame(
+        {
+            "uri": [f"{scheme}://{name.lstrip('/')}" for name in images],
+            "file": [name.removeprefix(prefix) for name in images],
+        },
+        schema={"uri": pl.String, "file": pl.String},
+    )
+    return frame, len(found) - len(images)

@@ -1,0 +1,81 @@
+"""Log lines: one per message, without secrets, for people or for machines; and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sca_batch.cli.logs import set_up_logging
+from sca_batch.cli.metrics import Metrics
+from sca_batch.job import ImageDone
+
+
+@pytest.fixture
+def logged(monkeypatch, capsys):
+    """What a message looks like on standard error."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+
+    def log(form, *message, **options):
+        root.handlers[:] = []
+        set_up_logging(logging.INFO, form)
+        logging.getLogger("sca").warning(*message, **options)
+        return capsys.readouterr().err
+
+    yield log
+    root.handlers[:], root.level = before
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_file_name_cannot_forge_a_line_or_reach_the_terminal(logged, form):
+    line = logged(form, "%s: broken", "a\nERROR forged\x1b[31m\u202egnp.png")
+    assert line.count("\n") == 1
+    assert "\x1b" not in line
+    assert "\u202e" not in line
+    assert "forged" in line
+
+
+def test_json_lines_hold_time_level_and_message(logged):
+    line = json.loads(logged("json", "took %d s", 3))
+    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "sca", "took 3 s")
+    assert line["time"].endswith("+00:00")
+
+
+def test_secrets_are_not_logged(logged):
+    assert "hush" not in logged("text", "%s failed", "https://me:hush@x.org/?sig=hush")
+
+
+def test_a_trace_keeps_its_lines(logged):
+    try:
+        raise ZeroDivisionError("oh")
+    except ZeroDivisionError:
+        text = logged("text", "bug", exc_info=sys.exc_info())
+    assert text.splitlines()[-1] == "ZeroDivisionError: oh"
+    assert json.loads(logged("json", "bug", extra={"trace": "a\nb"}))["traceback"] == "a\nb"
+
+
+def test_the_metrics_file_is_prometheus_text(tmp_path):
+    metrics = Metrics(tmp_path / "sca.prom", planned=4)
+    metrics.resumed(1)
+    metrics.record(ImageDone("u", "a", "ok", 7))
+    metrics.record(ImageDone("u", "b", "failed", 0, "timeout", "slow"))
+    metrics.finish(True)
+    text = (tmp_path / "sca.prom").read_text()
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["sca_images_total", "ok"] == 1
+    assert found["sca_failures_total", "timeout"] == 1
+    assert found["sca_regions_total",] == 7
+    assert found["sca_images_planned",] == 4
+    assert found["sca_complete",] == 1
+
+
+def test_without_a_path_nothing_is_counted():
+    Metrics(None, planned=1).finish(True)
