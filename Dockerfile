@@ -1,6 +1,6 @@
 # For NVIDIA GPUs: CUDA torch and standard TensorRT. Written, not yet built: no machine with a GPU or
 # with NVIDIA's package index was at hand.
-#   docker build -t sca . && docker run --gpus all -v $PWD:/work sca caption ./images
+#   docker build -t sca . && docker run --gpus all -v $PWD:/data sca caption ./images
 FROM python:3.12-slim
 
 WORKDIR /opt/sca
@@ -11,7 +11,7 @@ COPY engines/*.toml ./engines/
 # tensorrt-cu13 takes its libraries from pypi.nvidia.com by itself.
 RUN pip install --no-cache-dir '.[trt]'
 
-WORKDIR /work
+WORKDIR /data
 # Plans belong to one GPU and one version: they are built where they are used, and kept outside.
-ENV SCA_ENGINE_DIR=/work/engines
+ENV SCA_ENGINE_DIR=/engines
 ENTRYPOINT ["sca"]

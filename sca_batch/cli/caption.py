@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sca_batch.cli.caption_options import (
+    CAPTION_OPTIONS,
+    CONTENT_OPTIONS,
+    FORMATS,
+    REGION_OPTIONS,
+    batch_options,
+    caption_options,
+    model_options,
+    region_options,
+    run_options,
+    section,
+)
 from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
-    FAILURES,
     check_codes,
     follow_sources,
     make_runner,
@@ -21,10 +30,11 @@ from sca_batch.cli.nightly import (
     places_of,
     stop_on_signals,
 )
+from sca_batch.cli.progress import duration, show_progress
 from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from sca_batch.data.plan import Plan
     from sca_batch.job import ImageDone, Outcome
@@ -32,217 +42,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("parquet", "coco", "jsonl")
-
-# What records depend on; a run that is taken up again gets these from its run.json.
-REGION_OPTIONS = (
-    "regions", "min_area", "max_area", "max_regions", "min_caption_score", "max_pixels",
-    "points_per_side", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset",
-    "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio",
-    "crop_n_points_downscale_factor", "min_mask_region_area",
-)  # fmt: skip
-CAPTION_OPTIONS = ("task", "prompt", "num_beams", "max_new_tokens", "captions_per_region")
-CONTENT_OPTIONS = ("model", "dtype", "engine", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
-
-
-def _section(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def _sam_options(*rows: tuple[str, type, float, str]) -> list[Callable[..., Any]]:
-    """Options of SAM's automatic mask generation: its names, its defaults."""
-    return [
-        click.option(
-            f"--{name}", type=kind, default=default, show_default=_shown(default), help=help
-        )
-        for name, kind, default, help in rows
-    ]
-
-
-def _shown(default: float) -> bool | str:
-    return "512/1500" if default == 512 / 1500 else True
-
-
-_run_options = _section(
-    click.option(
-        "-o",
-        "--output",
-        help="Folder to write, or - with --format jsonl.  [default: NAME-captions, here]",
-    ),
-    click.option(
-        "--format",
-        "formats",
-        default="parquet,coco",
-        show_default=True,
-        help="parquet is always written to a folder; coco adds captions.json; jsonl prints one "
-        "JSON line per image and needs -o -.",
-    ),
-    click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
-    click.option("--overwrite", is_flag=True, help="Start over: remove the run in the folder."),
-    click.option(
-        "--box-format",
-        type=click.Choice(["xyxy", "xywh"]),
-        help="What a manifest's bare bbox or boxes column means.",
-    ),
-    click.option(
-        "--max-failures",
-        type=FAILURES,
-        default="0",
-        show_default=True,
-        help="Images that may fail before the exit code is 1: a number, or a share such as 0.5%.",
-    ),
-)
-_model_options = _section(
-    click.option(
-        "--model",
-        default="sca-tiny",
-        show_default=True,
-        help="A name from `sca model list`, a checkpoint folder, a hub id (with @revision), or "
-        "sam=...,lm=...,mixer=...",
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        default="auto",
-        show_default=True,
-        help="auto is float32 on a CPU and half precision under autocast on a GPU.",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "torch", "openvino", "onnx", "tensorrt"]),
-        default="auto",
-        show_default=True,
-        help="What runs SAM and the mixer. auto takes plans that `sca engine build` made for this "
-        "model, device and dtype, else torch, and says which.",
-    ),
-    click.option(
-        "--engine-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="SCA_ENGINE_DIR",
-        default=Path("engines"),
-        show_default=True,
-        help="Where plans lie; also SCA_ENGINE_DIR.",
-    ),
-    click.option(
-        "--trust-engine",
-        is_flag=True,
-        help="Use plans whose bytes are not those that were built. Plans are native code.",
-    ),
-)
-_caption_options = _section(
-    click.option(
-        "--task",
-        type=click.Choice(["caption", "recognition"]),
-        default="caption",
-        show_default=True,
-    ),
-    click.option(
-        "--prompt",
-        type=click.Choice(["box", "point"]),
-        default="box",
-        show_default=True,
-        help="What a proposed region is captioned from: its box, or the grid point it was found "
-        "with (as in the published demo).",
-    ),
-    click.option(
-        "--num-beams",
-        type=click.IntRange(1),
-        default=3,
-        show_default=True,
-        help="Beams of the search for words; 1 is greedy, faster and a little worse.",
-    ),
-    click.option(
-        "--max-new-tokens",
-        type=click.IntRange(1),
-        default=19,
-        show_default=True,
-        help="Length at which captions are cut; 19 is the published max_length 20.",
-    ),
-    click.option(
-        "--captions-per-region",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Keep this many of the beams.",
-    ),
-    click.option(
-        "--min-caption-score",
-        type=click.FloatRange(0, 1),
-        default=0.0,
-        show_default=True,
-        help="Leave out proposed regions whose caption is less probable (exp of its mean "
-        "log-probability).",
-    ),
-)
-_region_options = _section(
-    click.option(
-        "--regions",
-        type=click.Choice(["auto", "given"]),
-        help="auto proposes regions everywhere; given takes the manifest's only.  [default: given "
-        "where the manifest has a list, auto elsewhere]",
-    ),
-    click.option(
-        "--min-area", type=float, help="Smallest proposed mask: pixels, or a fraction below 1."
-    ),
-    click.option(
-        "--max-area", type=float, help="Largest proposed mask: pixels, or a fraction below 1."
-    ),
-    click.option(
-        "--max-regions",
-        type=click.IntRange(1),
-        help="Proposed per image: those with the best masks.",
-    ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(1),
-        default=178_956_970,
-        show_default=True,
-        help="Larger images fail as too_large.",
-    ),
-    *_sam_options(
-        ("points-per-side", int, 32, "Points on each side of the grid over the image."),
-        ("pred-iou-thresh", float, 0.88, "Least IoU that SAM predicts for a mask."),
-        ("stability-score-thresh", float, 0.95, "Least stability when the cut-off moves."),
-        ("stability-score-offset", float, 1.0, "How far it moves, in logits."),
-        ("box-nms-thresh", float, 0.7, "Box IoU above which the lesser mask is dropped."),
-        ("crop-n-layers", int, 0, "Look again at crops: layer n has 4^n of them."),
-        ("crop-nms-thresh", float, 0.7, "As --box-nms-thresh, between crops."),
-        ("crop-overlap-ratio", float, 512 / 1500, "How much crops of the first layer overlap."),
-        ("crop-n-points-downscale-factor", int, 1, "Fewer points per side, layer by layer."),
-        ("min-mask-region-area", int, 0, "Fill holes and drop islands below this many pixels."),
-    ),
-)
-_batch_options = _section(
-    click.option("--shard-size", type=click.IntRange(1), default=64, show_default=True,
-                 help="Images per Parquet file."),
-    click.option("--encoder-batch", type=click.IntRange(1),
-                 help="Images.  [default: 1 on a CPU, 4 on a GPU]"),
-    click.option("--points-per-batch", type=int, default=64, show_default=True,
-                 help="Grid points."),
-    click.option("--caption-batch", type=click.IntRange(1),
-                 help="Regions.  [default: 32 on a CPU, 128 on a GPU]"),
-    click.option("--mask-memory", type=click.FloatRange(0.001), default=1.0, show_default=True,
-                 help="GiB for masks at the size of the image."),
-    click.option("--commit-every", type=click.FloatRange(0), default=60.0, show_default=True,
-                 help="Seconds between commits of an unfinished shard."),
-)  # fmt: skip
-
 
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@_run_options
-@_model_options
-@_caption_options
-@_region_options
-@_batch_options
-@_section(*nightly_options)
+@run_options
+@model_options
+@caption_options
+@region_options
+@batch_options
+@section(*nightly_options)
 @click.pass_context
 def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> None:
     """Find the regions of every image in SOURCE and describe each one.
@@ -342,7 +150,7 @@ def _caption_to_folder(
                 run = follow_sources(run, options, lambda: _plan(sources, options))
             stages = job.StageTimes()
             with (
-                _progress(len(run.plan)) as progress,
+                show_progress(len(run.plan)) as progress,
                 stop_on_signals(options["time_limit"]) as stop,
             ):
                 metrics = Metrics(options["metrics_file"], len(run.plan))
@@ -558,7 +366,7 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
         return
     pipeline = settings.pipeline(settings.load())
     log.info("Engine: %s", settings.engine_why)
-    with _progress(len(plan)) as progress:
+    with show_progress(len(plan)) as progress:
         for record in pipeline.run(shard_refs(plan, 0, len(plan))):
             click.echo(row_to_jsonl(record_to_row(record)))
             progress.record(image_done(record))
@@ -566,81 +374,11 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
         sys.exit(EXIT_LEFTOVERS)
 
 
-class _Progress:
-    """A bar on a terminal, a log line now and then elsewhere; only standard error is written."""
-
-    LOG_EVERY_S = 15.0
-
-    def __init__(self, total: int) -> None:
-        from tqdm import tqdm
-
-        self.total, self.done, self.fresh, self.regions, self.failed = total, 0, 0, 0, 0
-        quiet = not log.isEnabledFor(logging.INFO)
-        self.bar = tqdm(
-            total=total,
-            unit="image",
-            disable=quiet or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            smoothing=0.1,
-        )
-        self._logs = not quiet and self.bar.disable
-        self._began = self._logged = _now()
-
-    def resumed(self, images: int) -> None:
-        if images:
-            self.done += images
-            if not self.bar.disable:
-                # Counted, but not as this session's speed.
-                self.bar.initial += images
-                self.bar.update(images)
-            log.info("%s of %s images are done already.", f"{self.done:,}", f"{self.total:,}")
-
-    def record(self, image: ImageDone) -> None:
-        self.done += 1
-        self.fresh += 1
-        self.regions += image.regions
-        self.failed += image.status == "failed"
-        if image.status == "failed":
-            self.bar.clear()
-            log.warning("%s: %s (%s)", image.key, image.error, image.error_code)
-        self.bar.set_postfix_str(f"{self.regions:,} regions", refresh=False)
-        self.bar.update(1)
-        if self._logs and _now() - self._logged > self.LOG_EVERY_S:
-            self._logged = _now()
-            rate = self.fresh / (self._logged - self._began)
-            log.info(
-                "%s of %s images, %.2f images/s, %s regions, about %s left",
-                f"{self.done:,}", f"{self.total:,}", rate, f"{self.regions:,}",
-                _duration((self.total - self.done) / rate),
-            )  # fmt: skip
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[_Progress]:
-    progress = _Progress(total)
-    try:
-        yield progress
-    finally:
-        progress.bar.close()
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()
-
-
-def _duration(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s"
-
-
 def _summary(outcome: Outcome, out: Path, formats: set[str]) -> None:
     rate = outcome.images / outcome.seconds if outcome.seconds else 0.0
     lines = [
         f"Captioned {outcome.images:,} images: {outcome.regions:,} regions in "
-        f"{_duration(outcome.seconds)} ({rate:.2f} images/s)"
+        f"{duration(outcome.seconds)} ({rate:.2f} images/s)"
     ]
     if outcome.resumed_images:
         lines.append(f"  {outcome.resumed_images:,} images were done before")
