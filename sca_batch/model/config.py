@@ -25,7 +25,9 @@ __all__ = ["ARCHITECTURES", "ScaConfig", "read_config"]
 # The published classes whose forward pass is implemented here; the first one is that of every
 # recipe of the paper but the ablation of image encoders.
 TIMM_ARCHITECTURE = "ScaTimmMultitaskV2Model"
-ARCHITECTURES = ("ScaMultitaskV2Model", TIMM_ARCHITECTURE)
+# Ours alone: a convolutional backbone of timm whose levels are summed on one grid.
+PYRAMID_ARCHITECTURE = "ScaTimmPyramidModel"
+ARCHITECTURES = ("ScaMultitaskV2Model", TIMM_ARCHITECTURE, PYRAMID_ARCHITECTURE)
 
 TASKS = ("recognition", "caption")  # the order of the rows in `task_tokens`
 
@@ -143,6 +145,7 @@ class ScaConfig:
     num_task_tokens: int = 6
     tokenizer_name: str = ""
     timm_vision_name: str = ""  # a backbone of timm in the place of SAM's image encoder
+    timm_levels: tuple[int, ...] = ()  # which of its feature levels; none: its last tokens
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -174,6 +177,13 @@ class ScaConfig:
     def _class_dict(self) -> dict[str, Any]:
         if not self.timm_vision_name:
             return {"architectures": [ARCHITECTURES[0]], "model_type": "sca"}
+        if self.timm_levels:
+            return {
+                "architectures": [PYRAMID_ARCHITECTURE],
+                "model_type": "sca_timm_pyramid",
+                "timm_vision_name": self.timm_vision_name,
+                "timm_levels": list(self.timm_levels),
+            }
         return {
             "architectures": [TIMM_ARCHITECTURE],
             "model_type": "sca_timm",
@@ -228,7 +238,12 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
             num_task_tokens=int(raw["num_task_tokens"]),
             tokenizer_name=str(text.get("_name_or_path") or ""),
             timm_vision_name=(
-                str(raw["timm_vision_name"]) if architectures == [TIMM_ARCHITECTURE] else ""
+                "" if architectures == [ARCHITECTURES[0]] else str(raw["timm_vision_name"])
+            ),
+            timm_levels=(
+                tuple(int(level) for level in raw["timm_levels"])
+                if architectures == [PYRAMID_ARCHITECTURE]
+                else ()
             ),
             raw=raw,
         )

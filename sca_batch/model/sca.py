@@ -19,11 +19,12 @@ from transformers.models.sam.modeling_sam import SamPromptEncoder, SamVisionEnco
 from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
 from sca_batch.model.mixer import TextFeatureMixer
+from sca_batch.model.pyramid import PyramidEncoder
 from sca_batch.model.sam import MaskDecoder, encode_prompts, position_grid
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer
 
-__all__ = ["Engine", "RegionQueries", "ScaModel", "caption_loss"]
+__all__ = ["Engine", "PromptableSam", "RegionQueries", "ScaModel", "caption_loss"]
 
 # Stands in for one graph of the model: the graph's float32 inputs in order, its outputs.
 Engine = Callable[..., tuple[Tensor, ...]]
@@ -43,58 +44,34 @@ class RegionQueries:
     masks: Tensor | None = None
 
 
-class ScaModel(nn.Module):
-    """One model of any published size: SAM ViT-B/L/H, GPT-2 or Llama, any mixer.
+class PromptableSam(nn.Module):
+    """SAM (arXiv:2304.02643): image encoder, prompt encoder and mask decoder, nothing else.
 
-    Segment and Caption Anything (arXiv:2312.00869), class `ScaMultitaskV2Model` of the reference
-    implementation. Every method takes and returns tensors on the model's device; pixels and
-    prompts are in the frame of the square input. With `autocast_dtype` set, matrix products run
-    in that dtype and outputs come back as float32. `engines` are compiled stand-ins, by graph name
+    Every method takes and returns tensors on the model's device; pixels and prompts are in the
+    frame of the square input. With `autocast_dtype` set, matrix products run in that dtype and
+    outputs come back as float32. `engines` are compiled stand-ins, by graph name
     (`sca_batch/engines/graphs.py`); what has none runs in torch.
     """
 
-    def __init__(self, config: ScaConfig, tokenizer: CaptionTokenizer | None = None) -> None:
+    def __init__(self, config: ScaConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = tokenizer
         self.autocast_dtype: torch.dtype | None = None
         self.engines: dict[str, Engine] = {}
-        decoder = config.sam.mask_decoder_config
         self.vision_encoder = build_image_encoder(config)
         self.prompt_encoder = SamPromptEncoder(config.sam)
-        self.mask_decoder = MaskDecoder(decoder)
-        self.mixer = TextFeatureMixer(
-            decoder,
-            depth=config.mixer_layers,
-            num_queries=config.num_caption_heads * config.num_caption_tokens,
-        )
-        self.projection = nn.Linear(config.width, config.text_width)
-        self.task_tokens = nn.Embedding(len(TASKS) * config.num_task_tokens, config.text_width)
-        self.language_model = build_language_model(config.text)
+        self.mask_decoder = MaskDecoder(config.sam.mask_decoder_config)
 
     @property
     def device(self) -> torch.device:
-        return self.task_tokens.weight.device
-
-    def trainable_modules(self) -> dict[str, nn.Module]:
-        """What the paper trains; SAM and the language model stay frozen.
-
-        Behind a timm backbone there is a neck of SCA's own.
-        """
-        neck = {"neck": self.vision_encoder.projector} if self.config.timm_vision_name else {}
-        return {
-            **neck,
-            "mixer": self.mixer,
-            "projection": self.projection,
-            "task_tokens": self.task_tokens,
-        }
+        return self.mask_decoder.iou_token.weight.device
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised, padded pixels -> image embeddings (B, D, H, W), float32."""
         if engine := self.engines.get("encoder"):
             (embedding_BDHW,) = engine(pixels_B3SS)
             return embedding_BDHW
-        with self._autocast():
+        with self.autocast():
             encoded = self.vision_encoder(pixels_B3SS)
         embedding: Tensor = encoded if isinstance(encoded, Tensor) else encoded.last_hidden_state
         return embedding.float()
@@ -114,7 +91,7 @@ class ScaModel(nn.Module):
         `image_R` says which image each region is of, int64; without it there is one image. See
         `encode_prompts` for the prompts.
         """
-        with self._autocast():
+        with self.autocast():
             sparse_RSD, dense = encode_prompts(
                 self.prompt_encoder,
                 boxes_R4=boxes_R4,
@@ -136,7 +113,7 @@ class ScaModel(nn.Module):
 
     def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
         """SAM's estimate of each mask's IoU, (R, M)."""
-        with self._autocast():
+        with self.autocast():
             iou_RM: Tensor = self.mask_decoder.predict_iou(tokens_RTD).float()
         return iou_RM
 
@@ -145,13 +122,57 @@ class ScaModel(nn.Module):
         if engine := self.engines.get("upscale"):
             (masks_RMHW,) = engine(tokens_RTD, features_RND)
             return masks_RMHW
-        with self._autocast():
+        with self.autocast():
             masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
         return masks_RM
 
+    def position_code(self) -> Tensor:
+        """The position code of the embedding grid, (1, D, H, W)."""
+        return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+class ScaModel(PromptableSam):
+    """One model of any published size: SAM ViT-B/L/H, GPT-2 or Llama, any mixer.
+
+    Segment and Caption Anything (arXiv:2312.00869), class `ScaMultitaskV2Model` of the reference
+    implementation.
+    """
+
+    def __init__(self, config: ScaConfig, tokenizer: CaptionTokenizer | None = None) -> None:
+        super().__init__(config)
+        self.tokenizer = tokenizer
+        decoder = config.sam.mask_decoder_config
+        self.mixer = TextFeatureMixer(
+            decoder,
+            depth=config.mixer_layers,
+            num_queries=config.num_caption_heads * config.num_caption_tokens,
+        )
+        self.projection = nn.Linear(config.width, config.text_width)
+        self.task_tokens = nn.Embedding(len(TASKS) * config.num_task_tokens, config.text_width)
+        self.language_model = build_language_model(config.text)
+
+    def trainable_modules(self) -> dict[str, nn.Module]:
+        """What the paper trains; SAM and the language model stay frozen.
+
+        Behind a timm backbone there is a neck of SCA's own.
+        """
+        has_neck = isinstance(self.vision_encoder, TimmEncoder)
+        neck = {"neck": self.vision_encoder.projector} if has_neck else {}
+        return {
+            **neck,
+            "mixer": self.mixer,
+            "projection": self.projection,
+            "task_tokens": self.task_tokens,
+        }
+
     def mix(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
         """The text feature mixer: caption queries (R, C, Q, D)."""
-        with self._autocast():
+        with self.autocast():
             position_1ND = self.position_code().flatten(2).transpose(1, 2)
             queries_RQD: Tensor = self.mixer(tokens_RTD, features_RND, position_1ND)
         return self._by_head(queries_RQD.float())
@@ -174,7 +195,7 @@ class ScaModel(nn.Module):
         """
         engine = self.engines.get("mixer")
         if engine is not None and masks_R1HW is None and not with_masks:
-            with self._autocast():
+            with self.autocast():
                 sparse_RSD, _ = encode_prompts(
                     self.prompt_encoder,
                     boxes_R4=boxes_R4,
@@ -205,7 +226,7 @@ class ScaModel(nn.Module):
         `tasks` is one task for all regions, or one per region.
         """
         task_R = self._task_ids(tasks, len(queries_RCQD))
-        with self._autocast():
+        with self.autocast():
             projected = self.projection(queries_RCQD.flatten(0, 1))
         tokens_TKE = self.task_tokens.weight.reshape(len(TASKS), -1, self.config.text_width)
         task_RKE = tokens_TKE[task_R.repeat_interleave(queries_RCQD.shape[1])]
@@ -221,7 +242,7 @@ class ScaModel(nn.Module):
         embedded = self.language_model.get_input_embeddings()(ids_RL)
         inputs = torch.cat([prefix_RPE, embedded], dim=1)
         mask = torch.cat([attention_RL.new_ones(prefix_RPE.shape[:2]), attention_RL], dim=1)
-        with self._autocast():
+        with self.autocast():
             output = self.language_model(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
         return output.logits.float(), inputs
 
@@ -237,7 +258,7 @@ class ScaModel(nn.Module):
         """Captions as ids: for each region, for each caption head, the `num_kept` best beams."""
         heads = self.config.num_caption_heads
         settings = {"max_new_tokens": max_new_tokens, "eos_token_id": self.config.eos_token_id}
-        with self._autocast(), torch.inference_mode():
+        with self.autocast(), torch.inference_mode():
             prefix = self.prefix(queries_RCQD, tasks)
             if num_beams == 1:
                 rows = greedy_search(self.language_model, prefix, **settings)
@@ -247,10 +268,6 @@ class ScaModel(nn.Module):
                 )
         return [rows[i : i + heads] for i in range(0, len(rows), heads)]
 
-    def position_code(self) -> Tensor:
-        """The position code of the embedding grid, (1, D, H, W)."""
-        return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
-
     def _by_head(self, queries_RQD: Tensor) -> Tensor:
         heads = self.config.num_caption_heads
         return queries_RQD.reshape(len(queries_RQD), heads, -1, queries_RQD.shape[-1])
@@ -259,14 +276,11 @@ class ScaModel(nn.Module):
         names = [tasks] * num_regions if isinstance(tasks, str) else list(tasks)
         return torch.tensor([TASKS.index(name) for name in names], device=self.device)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
-
 
 def build_image_encoder(config: ScaConfig) -> Any:
-    """SAM's image encoder, or the timm backbone that the configuration names."""
+    """SAM's image encoder, or one on the timm backbone that the configuration names."""
+    if config.timm_levels:
+        return PyramidEncoder(config)
     if config.timm_vision_name:
         return TimmEncoder(config)
     return SamVisionEncoder(config.sam.vision_config)

@@ -14,7 +14,7 @@ from transformers.models.sam.modeling_sam import SamVisionNeck
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.model.config import ScaConfig
 
-__all__ = ["TimmEncoder", "pretrained_timm_state"]
+__all__ = ["TimmEncoder", "create_timm", "pretrained_timm_state"]
 
 
 class TimmEncoder(nn.Module):
@@ -27,7 +27,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, config: ScaConfig) -> None:
         super().__init__()
-        self.backbone = _create(config.timm_vision_name, pretrained=False)
+        self.backbone = create_timm(config.timm_vision_name, pretrained=False)
         # Not `neck`: published names tell this one from that of SAM's encoder, and so must ours.
         self.projector = SamVisionNeck(config.sam.vision_config)
         self.name = config.timm_vision_name
@@ -66,7 +66,7 @@ class TimmEncoder(nn.Module):
         lacking = [name for name, buffer in self.backbone.named_buffers() if buffer.is_meta]
         if not lacking:
             return
-        fresh = _create(self.name, pretrained=False)
+        fresh = create_timm(self.name, pretrained=False)
         for name in lacking:
             owner, _, leaf = name.rpartition(".")
             buffer = fresh.get_buffer(name)
@@ -75,11 +75,16 @@ class TimmEncoder(nn.Module):
 
 def pretrained_timm_state(name: str) -> dict[str, Tensor]:
     """Published weights of a timm model, under the names they have in an SCA checkpoint."""
-    backbone = _create(name, pretrained=True)
+    backbone = create_timm(name, pretrained=True)
     return {f"timm_vision_encoder.{key}": value for key, value in backbone.state_dict().items()}
 
 
-def _create(name: str, *, pretrained: bool) -> Any:
+def create_timm(name: str, *, pretrained: bool, **settings: Any) -> Any:
+    """A model of timm by its name.
+
+    Raises:
+        ScaError: timm is not installed, does not know the name, or cannot fetch the weights.
+    """
     try:
         import timm
     except ImportError:
@@ -87,7 +92,7 @@ def _create(name: str, *, pretrained: bool) -> Any:
             "timm", f"the image encoder {name}", "pip install 'sca[timm]'"
         ) from None
     try:
-        return timm.create_model(name, pretrained=pretrained)
+        return timm.create_model(name, pretrained=pretrained, **settings)
     except RuntimeError as error:  # what timm raises for a name it does not know
         raise ScaError(f"timm model {name!r}: {error}") from None
     except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def step_losses(
 ) -> StepLosses:
     """One forward pass: every image encoded once, all prompts decoded, some captioned."""
     embedding_BDHW = model.encode_image(batch.pixels_B3SS)
-    with model._autocast():
+    with model.autocast():
         sparse_box, dense = encode_prompts(model.prompt_encoder, boxes_R4=batch.boxes_R4)
         sparse_point, _ = encode_prompts(model.prompt_encoder, points_RP2=batch.points_P2[:, None])
         # A box is two tokens, and so is a lone point with SAM's padding point: one batch.

@@ -1,0 +1,164 @@
+"""Composed scenes to tensors for training a SAM: prompts, what they mean, and what is there."""
+
+# ruff: noqa: N815  (shape suffixes)
+
+# Shape letters:  B images   N visible objects of all images   R box prompts   P point prompts
+#                 S pixels of the square input   H, W low-res masks
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sca_batch.images import preprocess
+from sca_batch.train.art import Art
+from sca_batch.train.scenes import Scene, compose_scene
+from sca_batch.train.tiny_recipes import SamRecipe
+
+__all__ = ["BACKGROUND", "SamBatch", "SamBatches", "coverage", "jittered", "sam_batch"]
+
+Floats = npt.NDArray[np.float32]
+
+BACKGROUND = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SamBatch:
+    """One step's tensors; coordinates are pixels of the model's square frame.
+
+    `cover_NHW` is the share of each low-res cell that an object covers, in [0, 1], as uint8 of
+    255. `object_R` and `object_P` say which object a prompt means, -1 for the background;
+    `label_N` is the object's index among the art's concepts.
+    """
+
+    pixels_B3SS: Tensor
+    cover_NHW: Tensor
+    image_N: Tensor
+    label_N: Tensor
+    boxes_R4: Tensor
+    object_R: Tensor
+    image_R: Tensor
+    points_P2: Tensor
+    object_P: Tensor
+    image_P: Tensor
+
+
+class SamBatches(Dataset[SamBatch]):
+    """The batch of every step, made from the step's number alone.
+
+    There is no position to save: a run that continues at a step asks for that step's batch.
+    """
+
+    def __init__(self, recipe: SamRecipe, art: Art) -> None:
+        self.recipe, self.art = recipe, art
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> SamBatch:
+        recipe = self.recipe
+        first = step * recipe.images_per_step
+        scenes = [
+            compose_scene(
+                first + i,
+                self.art,
+                split="train",
+                size_px=recipe.sizes.image_size,
+                layout="dense" if i < recipe.dense_images_per_step else "normal",
+                captions=False,
+            )
+            for i in range(recipe.images_per_step)
+        ]
+        return sam_batch(scenes, recipe, self.art, np.random.default_rng([recipe.seed, step]))
+
+
+def sam_batch(
+    scenes: Sequence[Scene], recipe: SamRecipe, art: Art, rng: np.random.Generator
+) -> SamBatch:
+    """Draws prompts for some scenes and stacks everything."""
+    size = recipe.sizes.image_size
+    labels = {concept.label: i for i, concept in enumerate(art.concepts)}
+    cells = size // recipe.sizes.cell * 4
+    covers: list[npt.NDArray[np.uint8]] = []
+    image_of_object: list[int] = []
+    label_of_object: list[int] = []
+    boxes: list[Floats] = []
+    boxed: list[tuple[int, int]] = []  # object, image
+    points: list[Floats] = []
+    pointed: list[tuple[int, int]] = []
+    for b, scene in enumerate(scenes):
+        first = len(image_of_object)
+        covers.append(coverage(scene.masks, cells))
+        image_of_object += [b] * len(scene.masks)
+        label_of_object += [labels[name] for name in scene.concepts]
+        for k in _cycle(rng.permutation(len(scene.masks)), recipe.boxes_per_image):
+            boxes.append(
+                jittered(
+                    scene.boxes_xyxy[k],
+                    size,
+                    jitter=recipe.box_jitter,
+                    exact_share=recipe.exact_boxes,
+                    rng=rng,
+                )
+            )
+            boxed.append((first + k, b))
+        for k in _cycle(rng.permutation(len(scene.masks)), recipe.points_per_image):
+            points.append(_point_in(scene.masks[k], rng))
+            pointed.append((first + k, b))
+        background = np.logical_not(scene.masks.any(axis=0))
+        for _ in range(recipe.background_points_per_image):
+            points.append(_point_in(background, rng))
+            pointed.append((BACKGROUND, b))
+    return SamBatch(
+        pixels_B3SS=torch.from_numpy(np.stack([preprocess(s.image, size) for s in scenes])),
+        cover_NHW=torch.from_numpy(np.concatenate(covers)),
+        image_N=torch.tensor(image_of_object),
+        label_N=torch.tensor(label_of_object),
+        boxes_R4=torch.from_numpy(np.stack(boxes)),
+        object_R=torch.tensor([k for k, _ in boxed]),
+        image_R=torch.tensor([b for _, b in boxed]),
+        points_P2=torch.from_numpy(np.stack(points)),
+        object_P=torch.tensor([k for k, _ in pointed]),
+        image_P=torch.tensor([b for _, b in pointed]),
+    )
+
+
+def coverage(masks_NYX: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.uint8]:
+    """The share of each cell that a mask covers, (N, cells, cells), as parts of 255."""
+    num, height, width = masks_NYX.shape
+    grouped = masks_NYX.reshape(num, cells, height // cells, cells, width // cells)
+    shares = grouped.sum(axis=(2, 4), dtype=np.float32) * (255 * cells * cells / (height * width))
+    parts: npt.NDArray[np.uint8] = np.rint(shares).astype(np.uint8)
+    return parts
+
+
+def jittered(
+    box_xyxy: Floats, size: int, *, jitter: float, exact_share: float, rng: np.random.Generator
+) -> Floats:
+    """The box with its sides moved as in SAM's training, or as it is for `exact_share` of them."""
+    if rng.random() < exact_share:
+        return box_xyxy
+    sides = np.tile(box_xyxy[2:] - box_xyxy[:2], 2)
+    # SAM's own jitter: a tenth of the side, at most 20 pixels of 1024.
+    noise = np.clip(rng.normal(0, jitter, 4) * sides, -size / 50, size / 50)
+    moved: Floats = np.clip(box_xyxy + noise, 0, size).astype(np.float32)
+    return moved
+
+
+def _point_in(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    """The x and y of a random pixel of the mask; SAM adds half a pixel itself."""
+    pixels = np.flatnonzero(mask)
+    if not len(pixels):  # objects that leave no background: rare, and a corner will do
+        return np.zeros(2, np.float32)
+    y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
+    return np.array([x, y], np.float32)
+
+
+def _cycle(order: npt.NDArray[np.int64], num: int) -> list[int]:
+    return [int(order[i % len(order)]) for i in range(num)]
