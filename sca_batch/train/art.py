@@ -11,8 +11,9 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,8 @@ TRAIN_STYLES = tuple(style for style in PACKAGES if style not in HELD_OUT_STYLES
 class IconName:
     """One drawing of a concept: its name in the SVG packages, and its Unicode code points.
 
-    `colours` holds the colour word that is true of it in each style, or None where several are.
+    `colours` has a key for each style that draws it: the colour word that is true of it there, or
+    None where no single one is.
     """
 
     name: str
@@ -67,13 +69,28 @@ class Concept:
     """Something a scene can show, and the words for it.
 
     `label` is the noun that captions use and `synonyms` are accepted in its place. `measure`
-    comes before the noun where English needs it: a *pair of* scissors.
+    comes before the noun where English needs it: a *pair of* scissors. `article` is None for a
+    or an, otherwise `some`, `the` or nothing. `plural` is given where the rules of English do not
+    lead to it. `kind` says what sort of thing it is: animal, person, food. An `upright` concept
+    is never mirrored. `longer_names` are the names of other concepts that have one of this one's
+    names inside: a movie camera is no camera.
     """
 
     label: str
     synonyms: tuple[str, ...] = ()
     measure: str | None = None
     icons: tuple[IconName, ...] = ()
+    kind: str = "object"
+    article: str | None = None
+    plural: str | None = None
+    upright: bool = False
+    longer_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every noun that names it: the label, its plural, the synonyms."""
+        plural = () if self.plural is None else (self.plural,)
+        return tuple(dict.fromkeys((self.label, *plural, *self.synonyms)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +126,17 @@ class Art:
             found.setdefault((pictogram.label, pictogram.style), []).append(pictogram)
         return {key: tuple(pictograms) for key, pictograms in found.items()}
 
+    def labels_drawn_in(self, styles: tuple[str, ...]) -> tuple[str, ...]:
+        """The concepts that at least one of the styles draws, in the table's order."""
+        if styles not in self._labels:
+            drawn = {p.label for p in self.pictograms if p.style in styles}
+            self._labels[styles] = tuple(c.label for c in self.concepts if c.label in drawn)
+        return self._labels[styles]
+
+    @cached_property
+    def _labels(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
 
 def default_art_dir() -> Path:
     """The cache folder for art: `SCA_ART_DIR`, or `~/.cache/sca/art`."""
@@ -117,19 +145,28 @@ def default_art_dir() -> Path:
 
 def read_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
     """The table of concepts, in its own order."""
-    return tuple(
+    concepts = [
         Concept(
-            label=row["label"],
-            synonyms=tuple(row["synonyms"]),
-            measure=row["measure"],
-            icons=tuple(IconName(**icon) for icon in row["icons"]),
+            **{**row, "synonyms": tuple(row.get("synonyms", ()))}
+            | {"icons": tuple(IconName(**icon) for icon in row["icons"])}
         )
         for row in json.loads(path.read_text(encoding="utf-8"))
-    )
+    ]
+    owner = {name: concept.label for concept in concepts for name in concept.names}
+    longer: dict[str, list[str]] = {concept.label: [] for concept in concepts}
+    for name, label in owner.items():
+        words = name.split()
+        for start, end in combinations(range(len(words) + 1), 2):
+            inner = owner.get(" ".join(words[start:end]), label)
+            if inner != label:
+                longer[inner].append(name)
+    return tuple(replace(c, longer_names=tuple(dict.fromkeys(longer[c.label]))) for c in concepts)
 
 
 def load_art(art_dir: Path | None = None, *, styles: Iterable[str] = tuple(PACKAGES)) -> Art:
     """Every pictogram of the concept table in `styles`, fetched and rasterised on first use.
+
+    The pixels stay in a file that processes share, and are read as scenes need them.
 
     Raises:
         ScaError: npm is missing, a package cannot be fetched, or it lacks a pictogram.
@@ -141,35 +178,65 @@ def load_art(art_dir: Path | None = None, *, styles: Iterable[str] = tuple(PACKA
     for style in styles:
         if style not in PACKAGES:
             raise ScaError(f"art style {style!r} is not known. Choose from: {', '.join(PACKAGES)}")
-        stack_NHWC = _load_or_draw(style, concepts, folder)
-        drawings = iter(stack_NHWC)
-        for concept in concepts:
-            for icon in concept.icons:
-                rgba = _without_margin(next(drawings))
-                pictograms.append(
-                    Pictogram(concept.label, style, icon.name, icon.colours[style], rgba)
+        drawn = [(c, i) for c in concepts for i in c.icons if style in i.colours]
+        stack, frames = _load_or_draw(style, [icon for _, icon in drawn], folder)
+        for (concept, icon), drawing, (x0, y0, x1, y1) in zip(drawn, stack, frames, strict=True):
+            pictograms.append(
+                Pictogram(
+                    concept.label, style, icon.name, icon.colours[style], drawing[y0:y1, x0:x1]
                 )
+            )
     return Art(concepts, tuple(pictograms))
 
 
-def _load_or_draw(style: str, concepts: tuple[Concept, ...], folder: Path) -> NDArray[np.uint8]:
-    """All of one style's pictograms, (N, ICON_PX, ICON_PX, 4), in the order of the table."""
-    icons = [icon for concept in concepts for icon in concept.icons]
+def _load_or_draw(
+    style: str, icons: list[IconName], folder: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """One style's drawings (N, ICON_PX, ICON_PX, 4), mapped from a file, and what they fill.
+
+    The second is (N, 4): x0, y0, x1, y1 of the pixels that can be seen, x1 and y1 exclusive.
+    """
     wanted = json.dumps([*PACKAGES[style], ICON_PX, [(i.name, i.codepoint) for i in icons]])
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
-    cached = folder / f"{style}-{ICON_PX}px-{digest}.npz"
-    if cached.exists():
-        with np.load(cached) as arrays:
-            stored: NDArray[np.uint8] = arrays["rgba"]
-        return stored
+    pixels = folder / f"{style}-{ICON_PX}px-{digest}.npy"
+    framing = folder / f"{style}-{ICON_PX}px-{digest}-frames.npy"
+    if not pixels.exists():
+        stack = drawings_of(style, icons, folder)
+        # The pixels come last: where they are, the frames are too.
+        _save(framing, np.stack([_frame_of(rgba) for rgba in stack]))
+        _save(pixels, stack)
+    # As a plain array: a slice of `np.memmap` costs several times as much.
+    return np.asarray(np.load(pixels, mmap_mode="r")), np.load(framing)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    # A name of its own: two processes that start together must not share a file.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        np.save(file, array)
+    Path(file.name).replace(path)
+
+
+def drawings_of(style: str, icons: list[IconName], folder: Path) -> NDArray[np.uint8]:
+    """Rasterises pictograms of one style, (N, ICON_PX, ICON_PX, 4), alpha not premultiplied.
+
+    Raises:
+        ScaError: the package cannot be fetched, or it lacks one of them.
+    """
     archive = fetch_package(PACKAGES[style], folder)
     draw = _draw_webp if style == "fluent-emoji-3d" else _draw_svg
-    stack = np.stack(draw(archive, icons))
-    # A name of its own: two processes that start together must not share a file.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npz", delete=False) as file:
-        np.savez_compressed(file, rgba=stack)
-    Path(file.name).replace(cached)
-    return stack
+    return np.stack(draw(archive, icons))
+
+
+def names_drawn_by(style: str, icons: Iterable[IconName], folder: Path) -> set[str]:
+    """The names of those pictograms that a style's package has."""
+    archive = fetch_package(PACKAGES[style], folder)
+    with tarfile.open(archive) as tar:
+        if style == "fluent-emoji-3d":
+            members = _webp_members(tar)
+            return {icon.name for icon in icons if _webp_name(members, icon) is not None}
+        icon_set = json.loads(_read_member(tar, "package/icons.json", archive))
+    known = icon_set["icons"].keys() | icon_set.get("aliases", {}).keys()
+    return {icon.name for icon in icons if icon.name in known}
 
 
 def fetch_package(package: Package, folder: Path) -> Path:
@@ -253,10 +320,9 @@ def _draw_webp(archive: Path, icons: list[IconName]) -> list[NDArray[np.uint8]]:
     """Reads pictograms out of a package of WebP files named by code point."""
     drawings = []
     with tarfile.open(archive) as tar:
-        members = {Path(name).stem: name for name in tar.getnames() if name.endswith(".webp")}
+        members = _webp_members(tar)
         for icon in icons:
-            # The package keeps the variation selector on some names and drops it from others.
-            name = members.get(icon.codepoint) or members.get(f"{icon.codepoint}-fe0f")
+            name = _webp_name(members, icon)
             if name is None:
                 raise ScaError(
                     f"{archive.name} has no pictogram {icon.codepoint} ({icon.name}), which "
@@ -265,6 +331,19 @@ def _draw_webp(archive: Path, icons: list[IconName]) -> list[NDArray[np.uint8]]:
             rgba = _decode_rgba(_read_member(tar, name, archive))
             drawings.append(_resize_rgba(rgba, ICON_PX))
     return drawings
+
+
+def _webp_members(tar: tarfile.TarFile) -> dict[str, str]:
+    """Files by code point, without variation selectors: some names have them, some do not."""
+    return {
+        Path(name).stem.replace("-fe0f", ""): name
+        for name in tar.getnames()
+        if name.endswith(".webp")
+    }
+
+
+def _webp_name(members: dict[str, str], icon: IconName) -> str | None:
+    return members.get(icon.codepoint.replace("-fe0f", ""))
 
 
 def _read_member(tar: tarfile.TarFile, name: str, archive: Path) -> bytes:
@@ -302,9 +381,7 @@ def _pad_to_square(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return square
 
 
-def _without_margin(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _frame_of(rgba: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of what can be seen."""
     ys, xs = np.nonzero(rgba[..., 3] > 8)
-    cropped: NDArray[np.uint8] = np.ascontiguousarray(
-        rgba[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    )
-    return cropped
+    return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1

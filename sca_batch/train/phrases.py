@@ -90,6 +90,40 @@ def relation_word(
     return None
 
 
+_IRREGULAR = {
+    "child": "children", "foot": "feet", "goose": "geese", "leaf": "leaves", "loaf": "loaves",
+    "man": "men", "mouse": "mice", "ox": "oxen", "person": "people", "scarf": "scarves",
+    "tooth": "teeth", "wolf": "wolves", "woman": "women", "cactus": "cacti", "knife": "knives",
+    "elf": "elves", "life": "lives", "tomato": "tomatoes", "potato": "potatoes",
+    "mango": "mangoes", "mosquito": "mosquitoes", "volcano": "volcanoes", "hero": "heroes",
+    "superhero": "superheroes", "domino": "dominoes", "fireman": "firemen", "snowman": "snowmen",
+    "sheep": "sheep", "fish": "fish", "deer": "deer", "bison": "bison", "moose": "moose",
+    "shrimp": "shrimp", "squid": "squid", "sushi": "sushi", "aircraft": "aircraft",
+    "jellyfish": "jellyfish", "pufferfish": "pufferfish", "t-rex": "t-rexes", "box": "boxes",
+}  # fmt: skip
+_BEFORE_REST = re.compile(
+    r" (?:with|without|of|in|on|over|covering|holding|getting|taking|doing|touching|tipping"
+    r"|raising|bouncing|feeding|meditating|walking|running|standing|kneeling|frowning|pouting"
+    r"|bowing|facepalming|shrugging|licking|blowing|rolling|pointing|from|and)\b"
+)
+
+
+def plural_of(noun: str) -> str:
+    """More than one of a noun: `boxes`, `people walking`, `cups with straw`."""
+    rest = _BEFORE_REST.search(noun)
+    head, tail = (noun[: rest.start()], noun[rest.start() :]) if rest else (noun, "")
+    first, _, last = head.rpartition(" ")
+    if last in _IRREGULAR:
+        plural = _IRREGULAR[last]
+    elif re.search(r"(?:s|x|z|ch|sh)$", last):
+        plural = f"{last}es"
+    elif re.search(r"[^aeiou]y$", last):
+        plural = f"{last[:-1]}ies"
+    else:
+        plural = f"{last}s"
+    return f"{first} {plural}{tail}".strip()
+
+
 def noun_phrase(concept: Concept, *, size: str | None = None, colour: str | None = None) -> str:
     """`a small pair of red scissors`: article, size, measure, colour, label."""
     words = " ".join(word for word in (size, concept.measure, colour, concept.label) if word)

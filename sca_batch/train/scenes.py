@@ -27,7 +27,6 @@ HELD_OUT_FIRST_SEED = 10**9
 OBJECT_PX = (28.0, 150.0)
 NUM_OBJECTS = (3, 8)
 MAX_ROTATION_DEG = 25.0
-NEVER_MIRRORED = ("clock",)  # its hands would tell another time
 MIN_VISIBLE_FRACTION = 0.4
 MIN_VISIBLE_PX = 110  # below this even a person cannot name the drawing
 
@@ -170,17 +169,19 @@ def _place_objects(
         if attempts > 40 and len(placed) >= NUM_OBJECTS[0]:
             break
         pictogram = _pick(rng, art, styles)
-        candidate = _draw_at_random(rng, pictogram, placed, size_px, shrink)
+        upright = art.concept_by_label[pictogram.label].upright
+        candidate = _draw_at_random(rng, pictogram, placed, size_px, shrink, upright=upright)
         if _all_can_be_seen([*placed, candidate], size_px):
             placed.append(candidate)
     return placed
 
 
 def _pick(rng: np.random.Generator, art: Art, styles: tuple[str, ...]) -> Pictogram:
-    """Any concept, then any style, then any drawing of it: concepts come up equally often."""
-    concept = art.concepts[rng.integers(len(art.concepts))]
-    style = styles[rng.integers(len(styles))]
-    drawings = art.by_label_and_style[concept.label, style]
+    """Any concept, then any style that has it, then any drawing: concepts come up equally often."""
+    labels = art.labels_drawn_in(styles)
+    label = labels[rng.integers(len(labels))]
+    having = [style for style in styles if (label, style) in art.by_label_and_style]
+    drawings = art.by_label_and_style[label, having[rng.integers(len(having))]]
     return drawings[rng.integers(len(drawings))]
 
 
@@ -190,6 +191,8 @@ def _draw_at_random(
     others: list[_Placed],
     size_px: int,
     shrink: float,
+    *,
+    upright: bool,
 ) -> _Placed:
     low, high = OBJECT_PX
     length_px = max(low, low * (high / low) ** rng.random() * shrink) * size_px / REFERENCE_PX
@@ -197,7 +200,7 @@ def _draw_at_random(
         pictogram,
         length_px,
         angle_deg=float(rng.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG)),
-        flip=bool(rng.random() < 0.3 and pictogram.label not in NEVER_MIRRORED),
+        flip=bool(rng.random() < 0.3 and not upright),
     )
     rgba = cv2.transform(rgba, _appearance(rng))
     np.clip(rgba, 0, rgba[..., 3:], out=rgba)

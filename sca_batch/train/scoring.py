@@ -89,13 +89,19 @@ def score_scene(
 def names_concept(caption: str, concept: Concept) -> bool:
     """Whether the caption's subject has the concept's label or a synonym as whole words.
 
-    What stands beside or behind the subject does not count.
+    What stands beside or behind the subject does not count, nor does a name inside the longer
+    name of another concept: `a movie camera` is no camera.
     """
     subject = caption_subject(caption.strip())
-    return any(
-        re.search(rf"\b{re.escape(name)}\b", subject) is not None
-        for name in (concept.label, *concept.synonyms)
-    )
+    for longer in concept.longer_names:
+        if longer in subject:  # most are not, and a pattern for each would take its time
+            subject = re.sub(_whole(longer), "|", subject)
+    return any(re.search(_whole(name), subject) is not None for name in concept.names)
+
+
+def _whole(name: str) -> str:
+    # A hyphen joins words: a yo-yo is no yo, a t-shirt no shirt.
+    return rf"(?<![\w-]){re.escape(name)}(?![\w-])"
 
 
 def summarise(scores: Iterable[RegionScore]) -> dict[str, float]:

@@ -17,7 +17,6 @@ from sca_batch.train.art import (  # noqa: E402
     Concept,
     Pictogram,
     fetch_package,
-    read_concepts,
 )
 from sca_batch.train.phrases import (  # noqa: E402
     caption_subject,
@@ -308,19 +307,6 @@ def test_held_out_styles_show_up_only_in_held_out_scenes(art, scenes):
     assert set(known.styles) == {TRAIN_STYLES[0]}
     with pytest.raises(ValueError, match="held out"):
         compose_scene(0, art, style=HELD_OUT_STYLES[0])
-
-
-def test_the_concept_table_names_things_that_words_can_tell_apart():
-    concepts = read_concepts()
-    labels = [concept.label for concept in concepts]
-    assert len(set(labels)) == len(labels) >= 70
-    for concept in concepts:
-        for other in concepts:
-            if other is not concept:
-                assert not names(other.label, concept.label)
-                assert not {other.label, *other.synonyms} & {concept.label, *concept.synonyms}
-        for icon in concept.icons:
-            assert set(icon.colours) == set(PACKAGES)
 
 
 def test_without_npm_the_message_says_what_to_install_and_where_to_put_it(tmp_path, monkeypatch):
