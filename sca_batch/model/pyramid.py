@@ -10,9 +10,9 @@ starts from ImageNet carries over what it knows of edges and things, and a featu
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.models.sam.modeling_sam import SamLayerNorm
@@ -71,7 +71,7 @@ def fold_batch_norms(module: nn.Module) -> None:
         ScaError: a batch norm does not stand right behind a convolution.
     """
     children = list(module.named_children())
-    for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+    for (conv_name, conv), (norm_name, norm) in pairwise(children):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             setattr(module, conv_name, fuse_conv_bn_eval(conv.eval(), norm.eval()))
             setattr(module, norm_name, getattr(norm, "act", nn.Identity()))

@@ -17,7 +17,7 @@ from transformers.models.sam.modeling_sam import (
 
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
-__all__ = ["MaskDecoder", "encode_prompts", "position_grid"]
+__all__ = ["MaskDecoder", "cells_of", "encode_prompts", "position_grid"]
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
@@ -89,6 +89,37 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
             *hyper_RMC.shape[:2], *upscaled.shape[2:]
         )
         return masks
+
+    def predict_cells(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+        """The logits of `predict_masks` cell by cell, (R, N * 16, M): for training.
+
+        A transposed convolution with a stride of its own size is a matrix product for each cell,
+        and channels stay last; forward and backward take half the time of `predict_masks` on a
+        CPU. `cells_of` brings a mask into the same order.
+        """
+        fused = features_RND
+        for conv in (self.upscale_conv1, self.upscale_conv2):
+            width = conv.weight.shape[1]
+            weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.weight.shape[0])
+            fused = nn.functional.linear(fused, weight, conv.bias.repeat(len(weight) // width))
+            fused = fused.reshape(len(fused), -1, width)
+            if conv is self.upscale_conv1:
+                norm = self.upscale_layer_norm
+                fused = nn.functional.layer_norm(fused, (width,), norm.weight, norm.bias, norm.eps)
+            fused = self.activation(fused)
+        hyper_RMC = torch.stack(
+            [mlp(tokens_RTD[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)],
+            dim=1,
+        )
+        logits: Tensor = fused @ hyper_RMC.transpose(1, 2)
+        return logits
+
+
+def cells_of(masks_RYX: Tensor) -> Tensor:
+    """Low-res masks (R, 4H, 4W) in the order of `MaskDecoder.predict_cells`, (R, N * 16)."""
+    num, side = len(masks_RYX), masks_RYX.shape[-1] // 4
+    parts = masks_RYX.reshape(num, side, 2, 2, side, 2, 2)  # y, y of 2, y of 4, x, x of 2, x of 4
+    return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(num, -1)
 
 
 def encode_prompts(

@@ -3,7 +3,7 @@
 # ruff: noqa: N815  (shape suffixes)
 
 # Shape letters:  B images   N visible objects of all images   R box prompts   P point prompts
-#                 S pixels of the square input   H, W low-res masks
+#                 S pixels of the square input   Y, X low-res masks
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ BACKGROUND = -1
 class SamBatch:
     """One step's tensors; coordinates are pixels of the model's square frame.
 
-    `cover_NHW` is the share of each low-res cell that an object covers, in [0, 1], as uint8 of
-    255. `object_R` and `object_P` say which object a prompt means, -1 for the background;
-    `label_N` is the object's index among the art's concepts.
+    `cover_NYX` is the share of each low-res cell that an object covers, in 255ths (uint8), image
+    by image; `label_N` is the object's index among the art's concepts. Boxes and points are image
+    by image too, as many for each; `object_BP` says which object each means, an image's boxes
+    first, -1 for the background.
     """
 
     pixels_B3SS: Tensor
-    cover_NHW: Tensor
+    cover_NYX: Tensor
     image_N: Tensor
     label_N: Tensor
     boxes_R4: Tensor
-    object_R: Tensor
-    image_R: Tensor
     points_P2: Tensor
-    object_P: Tensor
-    image_P: Tensor
+    object_BP: Tensor
 
 
 class SamBatches(Dataset[SamBatch]):
@@ -63,25 +61,32 @@ class SamBatches(Dataset[SamBatch]):
 
     def __getitem__(self, step: int) -> SamBatch:
         recipe = self.recipe
-        first = step * recipe.images_per_step
+        naming = step < recipe.naming_steps
+        num = recipe.naming_images_per_step if naming else recipe.images_per_step
+        # Steps of both kinds count scenes in one row, and no scene is seen twice.
+        most = max(recipe.naming_images_per_step, recipe.images_per_step)
         scenes = [
             compose_scene(
-                first + i,
+                step * most + i,
                 self.art,
-                split="train",
                 size_px=recipe.sizes.image_size,
-                layout="dense" if i < recipe.dense_images_per_step else "normal",
-                captions=False,
+                layout="dense" if naming or i < recipe.dense_images_per_step else "natural",
             )
-            for i in range(recipe.images_per_step)
+            for i in range(num)
         ]
-        return sam_batch(scenes, recipe, self.art, np.random.default_rng([recipe.seed, step]))
+        rng = np.random.default_rng([recipe.seed, step])
+        return sam_batch(scenes, recipe, self.art, rng, with_prompts=not naming)
 
 
 def sam_batch(
-    scenes: Sequence[Scene], recipe: SamRecipe, art: Art, rng: np.random.Generator
+    scenes: Sequence[Scene],
+    recipe: SamRecipe,
+    art: Art,
+    rng: np.random.Generator,
+    *,
+    with_prompts: bool = True,
 ) -> SamBatch:
-    """Draws prompts for some scenes and stacks everything."""
+    """Draws prompts for some scenes and stacks everything; without prompts, no mask is decoded."""
     size = recipe.sizes.image_size
     labels = {concept.label: i for i, concept in enumerate(art.concepts)}
     cells = size // recipe.sizes.cell * 4
@@ -89,14 +94,16 @@ def sam_batch(
     image_of_object: list[int] = []
     label_of_object: list[int] = []
     boxes: list[Floats] = []
-    boxed: list[tuple[int, int]] = []  # object, image
     points: list[Floats] = []
-    pointed: list[tuple[int, int]] = []
+    meant: list[list[int]] = []
     for b, scene in enumerate(scenes):
         first = len(image_of_object)
+        of_image: list[int] = []
         covers.append(coverage(scene.masks, cells))
         image_of_object += [b] * len(scene.masks)
         label_of_object += [labels[name] for name in scene.concepts]
+        if not with_prompts:
+            continue
         for k in _cycle(rng.permutation(len(scene.masks)), recipe.boxes_per_image):
             boxes.append(
                 jittered(
@@ -107,25 +114,23 @@ def sam_batch(
                     rng=rng,
                 )
             )
-            boxed.append((first + k, b))
+            of_image.append(first + k)
         for k in _cycle(rng.permutation(len(scene.masks)), recipe.points_per_image):
             points.append(_point_in(scene.masks[k], rng))
-            pointed.append((first + k, b))
+            of_image.append(first + k)
         background = np.logical_not(scene.masks.any(axis=0))
         for _ in range(recipe.background_points_per_image):
             points.append(_point_in(background, rng))
-            pointed.append((BACKGROUND, b))
+            of_image.append(BACKGROUND)
+        meant.append(of_image)
     return SamBatch(
         pixels_B3SS=torch.from_numpy(np.stack([preprocess(s.image, size) for s in scenes])),
-        cover_NHW=torch.from_numpy(np.concatenate(covers)),
+        cover_NYX=torch.from_numpy(np.concatenate(covers)),
         image_N=torch.tensor(image_of_object),
         label_N=torch.tensor(label_of_object),
-        boxes_R4=torch.from_numpy(np.stack(boxes)),
-        object_R=torch.tensor([k for k, _ in boxed]),
-        image_R=torch.tensor([b for _, b in boxed]),
-        points_P2=torch.from_numpy(np.stack(points)),
-        object_P=torch.tensor([k for k, _ in pointed]),
-        image_P=torch.tensor([b for _, b in pointed]),
+        boxes_R4=torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4)),
+        points_P2=torch.from_numpy(np.array(points, np.float32).reshape(-1, 2)),
+        object_BP=torch.tensor(meant),
     )
 
 

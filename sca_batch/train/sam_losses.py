@@ -1,7 +1,10 @@
 """What a step of SAM's training is judged by: masks, the IoU head, and the names of things."""
 
-# Shape letters:  N visible objects   K prompts, boxes first, then points   M masks (4)
-#                 B images   D prompt width   H, W embedding grid; masks here are 4H, 4W
+# Shape letters:  B images   P prompts of an image, boxes first, then points   K = B * P
+#                 M those that mean an object   N visible objects of all images, by image
+#                 C masks of a prompt (4)   Y, X = 4H, 4W low-res masks; X alone: their cells
+#                 S tokens of a prompt   T tokens of SAM's decoder   D prompt width
+#                 H, W embedding grid
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sca_batch.model.config import ScaConfig
-from sca_batch.model.sam import encode_prompts
+from sca_batch.model.sam import cells_of, encode_prompts
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.sam_batches import BACKGROUND, SamBatch
 from sca_batch.train.tiny_recipes import SamRecipe
@@ -44,108 +47,124 @@ def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.Modul
 def sam_losses(
     sam: PromptableSam, classifiers: nn.ModuleDict, batch: SamBatch, recipe: SamRecipe
 ) -> StepLosses:
-    """One forward pass: every image encoded once, all prompts decoded."""
+    """One forward pass: every image encoded once, all prompts decoded if there are any."""
     embedding_BDHW = sam.encode_image(batch.pixels_B3SS)
-    with sam.autocast():
-        sparse_box, dense = encode_prompts(sam.prompt_encoder, boxes_R4=batch.boxes_R4)
-        sparse_point, _ = encode_prompts(sam.prompt_encoder, points_RP2=batch.points_P2[:, None])
-        # A box is two tokens, and so is a lone point with SAM's padding point: one batch.
-        image_K = torch.cat([batch.image_R, batch.image_P])
-        tokens_KTD, features_KND = sam.mask_decoder.fuse(
-            embedding_BDHW.index_select(0, image_K),
-            torch.cat([sparse_box, sparse_point]),
-            dense,
-            sam.position_code(),
-        )
-    tokens_KTD, features_KND = tokens_KTD.float(), features_KND.float()
-    object_K = torch.cat([batch.object_R, batch.object_P])
-    cover_NHW = batch.cover_NHW.float() / 255
-    focal, dice, iou = mask_losses(
-        sam.predict_masks(tokens_KTD, features_KND),
-        sam.predict_iou(tokens_KTD),
-        cover_NHW,
-        object_K,
-        other_masks_weight=recipe.other_masks_weight,
-    )
-    parts = {"focal": focal, "dice": dice, "iou": iou}
+    cover_NYX = batch.cover_NYX.float() / 255
+    parts: dict[str, Tensor] = {}
+    named: dict[str, tuple[Tensor, Tensor]] = {}
+    if recipe.label_weight:
+        pooled_ND = pooled_embedding(embedding_BDHW, cover_NYX, batch.image_N)
+        named["embedding"] = pooled_ND, batch.label_N
+    if len(batch.boxes_R4):
+        decoded = _decoded(sam, embedding_BDHW, cover_NYX, batch, recipe)
+        parts |= decoded.parts
+        named["tokens"] = decoded.tokens_MX, batch.label_N[decoded.object_M]
     weights = {
         "focal": recipe.focal_weight,
         "dice": recipe.dice_weight,
         "iou": recipe.iou_weight,
     }
     if recipe.label_weight:
-        on_object = object_K != BACKGROUND
-        stations = {
-            "embedding": (pooled_embedding(embedding_BDHW, cover_NHW, batch.image_N),
-                          batch.label_N),
-            "tokens": (
-                tokens_KTD[on_object, :OWN_TOKENS].flatten(1),
-                batch.label_N[object_K[on_object]],
-            ),
-        }  # fmt: skip
-        for name, (features, labels) in stations.items():
-            parts[f"label_{name}"] = nn.functional.cross_entropy(
-                classifiers[name](features), labels
+        for station, (features, labels) in named.items():
+            parts[f"label_{station}"] = nn.functional.cross_entropy(
+                classifiers[station](features), labels, label_smoothing=recipe.label_smoothing
             )
-            weights[f"label_{name}"] = recipe.label_weight
+            weights[f"label_{station}"] = recipe.label_weight
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return StepLosses(total, parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """SAM's losses, and the decoder's own tokens of the prompts that mean an object."""
+
+    parts: dict[str, Tensor]
+    tokens_MX: Tensor
+    object_M: Tensor
+
+
+def _decoded(
+    sam: PromptableSam,
+    embedding_BDHW: Tensor,
+    cover_NYX: Tensor,
+    batch: SamBatch,
+    recipe: SamRecipe,
+) -> _Decoded:
+    num_images = len(embedding_BDHW)
+    object_K = batch.object_BP.flatten()
+    on_object_K = object_K != BACKGROUND
+    with sam.autocast():
+        sparse_box, dense = encode_prompts(sam.prompt_encoder, boxes_R4=batch.boxes_R4)
+        sparse_point, _ = encode_prompts(sam.prompt_encoder, points_RP2=batch.points_P2[:, None])
+        # A box is two tokens, and so is a lone point with SAM's padding point: one batch, and
+        # every image has as many.
+        by_image = [s.unflatten(0, (num_images, -1)) for s in (sparse_box, sparse_point)]
+        sparse_BPSD = torch.cat(by_image, dim=1)
+        image_KDHW = embedding_BDHW[:, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
+        tokens_KTD, features_KND = sam.mask_decoder.fuse(
+            image_KDHW.flatten(0, 1), sparse_BPSD.flatten(0, 1), dense, sam.position_code()
+        )
+        meant = on_object_K.nonzero()[:, 0]
+        tokens_MTD = tokens_KTD[meant]
+        logits_MXC = sam.mask_decoder.predict_cells(tokens_MTD, features_KND[meant])
+        iou_KC = sam.mask_decoder.predict_iou(tokens_KTD)
+    object_M = object_K[meant]
+    focal, dice, truth_MC = mask_losses(
+        logits_MXC.float(),
+        cells_of(cover_NYX[object_M]),
+        other_masks_weight=recipe.other_masks_weight,
+    )
+    # A prompt on the background has no mask to learn: the IoU of whatever it gives is to be said
+    # to be zero, which is what keeps automatic mask generation from proposing it.
+    truth_KC = torch.zeros_like(iou_KC, dtype=torch.float32)
+    truth_KC[meant] = truth_MC
+    parts = {
+        "focal": focal,
+        "dice": dice,
+        "iou": nn.functional.mse_loss(iou_KC.float(), truth_KC),
+    }
+    return _Decoded(parts, tokens_MTD[:, :OWN_TOKENS].flatten(1).float(), object_M)
+
+
 def mask_losses(
-    logits_KMHW: Tensor,
-    iou_KM: Tensor,
-    cover_NHW: Tensor,
-    object_K: Tensor,
-    *,
-    other_masks_weight: float,
+    logits_MXC: Tensor, cover_MX: Tensor, *, other_masks_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Focal and dice loss of the masks, and the squared error of the IoU head.
+    """Focal and dice loss of the masks, and what the IoU head is to say of them, (M, C).
 
     The single mask (index 0) always counts; of the three others the best one does, and the rest
     with a small weight. Targets are shares of cells and not bits, so that a threshold at zero of
-    the enlarged logits falls between cells where the object's edge does. Background prompts have
-    no mask to learn: the IoU of whatever they give is to be said to be zero, which is what keeps
-    automatic mask generation from proposing it.
+    the enlarged logits falls between cells where the object's edge does.
     """
-    on_object = object_K != BACKGROUND
-    target_KHW = cover_NHW[object_K[on_object]]
-    logits = logits_KMHW[on_object].flatten(2)
-    target = target_KHW.flatten(1)[:, None].expand_as(logits)
-    chance = logits.sigmoid()
-    entropy = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    target = cover_MX[..., None]
+    chance = logits_MXC.sigmoid()
+    entropy = nn.functional.binary_cross_entropy_with_logits(
+        logits_MXC, target.expand_as(logits_MXC), reduction="none"
+    )
     # The focal loss of RetinaNet with gamma 2, for targets between 0 and 1.
-    focal_KM = ((chance - target).square() * entropy).mean(dim=-1)
-    overlap = (chance * target).sum(dim=-1)
-    dice_KM = 1 - (2 * overlap + 1) / (chance.sum(dim=-1) + target.sum(dim=-1) + 1)
-
+    focal_MC = ((chance - target).square() * entropy).mean(dim=1)
+    overlap = (chance * target).sum(dim=1)
+    dice_MC = 1 - (2 * overlap + 1) / (chance.sum(dim=1) + target.sum(dim=1) + 1)
     with torch.no_grad():
-        best_K = (20 * focal_KM + dice_KM)[:, 1:].argmin(dim=-1)
-        weight_KM = torch.full_like(focal_KM, other_masks_weight)
-        weight_KM[:, 0] = 1.0
-        weight_KM[:, 1:].scatter_(1, best_K[:, None], 1.0)
-        truth_KM = torch.zeros_like(iou_KM)
-        truth_KM[on_object] = soft_iou(logits, target)
-    num = max(int(on_object.sum()), 1)
-    focal = (weight_KM * focal_KM).sum() / num
-    dice = (weight_KM * dice_KM).sum() / num
-    return focal, dice, nn.functional.mse_loss(iou_KM, truth_KM)
+        best_M = (20 * focal_MC + dice_MC)[:, 1:].argmin(dim=-1)
+        weight_MC = torch.full_like(focal_MC, other_masks_weight)
+        weight_MC[:, 0] = 1.0
+        weight_MC[:, 1:].scatter_(1, best_M[:, None], 1.0)
+        # The IoU at full resolution, estimated from shares of cells: a logit within a cell of the
+        # edge stands for a partly covered cell.
+        smaller, larger = torch.minimum(chance, target), torch.maximum(chance, target)
+        truth_MC = smaller.sum(dim=1) / larger.sum(dim=1).clamp(min=1e-6)
+    num = max(len(logits_MXC), 1)
+    return (weight_MC * focal_MC).sum() / num, (weight_MC * dice_MC).sum() / num, truth_MC
 
 
-def soft_iou(logits_KMX: Tensor, cover_KMX: Tensor) -> Tensor:
-    """The IoU that a mask will have at full resolution, estimated from its cells, (K, M).
-
-    A logit within a cell of the edge stands for a partly covered cell; counting whole cells
-    would be far off for objects of a few cells.
-    """
-    share = logits_KMX.sigmoid()
-    smaller, larger = torch.minimum(share, cover_KMX), torch.maximum(share, cover_KMX)
-    return smaller.sum(dim=-1) / larger.sum(dim=-1).clamp(min=1e-6)
-
-
-def pooled_embedding(embedding_BDHW: Tensor, cover_NHW: Tensor, image_N: Tensor) -> Tensor:
+def pooled_embedding(embedding_BDHW: Tensor, cover_NYX: Tensor, image_N: Tensor) -> Tensor:
     """The embedding's mean inside each visible mask, (N, D)."""
-    grid = embedding_BDHW.shape[-1]
-    cover_NX = nn.functional.adaptive_avg_pool2d(cover_NHW[:, None], grid).flatten(1)
+    num_images, grid = len(embedding_BDHW), embedding_BDHW.shape[-1]
+    cover_NX = nn.functional.adaptive_avg_pool2d(cover_NYX[:, None], grid).flatten(1)
     cover_NX = cover_NX / cover_NX.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    return torch.einsum("nx,ndx->nd", cover_NX, embedding_BDHW.flatten(2)[image_N])
+    # One sparse product of all objects with all images' cells would be mostly zeros; this one
+    # keeps to each object's image without copying the image for it.
+    tokens = embedding_BDHW.flatten(2)
+    return torch.cat(
+        [cover_NX[image_N == b] @ tokens[b].T for b in range(num_images)]
+    )
