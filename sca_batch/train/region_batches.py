@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +18,11 @@ from sca_batch.train.embeddings import EmbeddingCache
 from sca_batch.train.jitter import Draws, draw
 from sca_batch.train.order import SampleOrder
 from sca_batch.train.region_samples import CaptionBatch, RegionSample, collate, training_sample
+from sca_batch.train.task import BatchFailure
 
-__all__ = ["BatchFailure", "RegionBatches"]
+__all__ = ["RegionBatches"]
 
 MOST_ATTEMPTS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFailure:
-    """Why a batch could not be made: an error in a worker process loses its type on the way."""
-
-    message: str
 
 
 class RegionBatches(Dataset[CaptionBatch | BatchFailure]):

@@ -73,6 +73,11 @@ class CaptionBatch:
     cache_names: tuple[str | None, ...]
     sizes_hw: tuple[tuple[int, int], ...]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a step's log adds up."""
+        return {"images": len(self.keys), "regions": len(self.boxes_R4)}
+
     def to(self, device: torch.device) -> CaptionBatch:
         """The same on a device; boxes stay float64, as the reference's."""
         return replace(

@@ -309,7 +309,7 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_r
 
 def test_a_run_is_not_continued_on_other_data(unbroken, tmp_path):
     other = write_data(tmp_path / "data", images=4)
-    with pytest.raises(ScaError, match="other manifests"):
+    with pytest.raises(ScaError, match=r"is another run: manifests was"):
         run(QUICK, unbroken, other, resume=True)
 
 
