@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sca_batch.cli.nightly import DURATION, Stop, stop_on_signals
 from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("recipe")
+@click.pass_context
 @click.option(
     "-o",
     "--output",
@@ -39,6 +43,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Change one number of the recipe, checked against its type; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
+@click.option(
+    "--export",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Which weights OUTPUT/model gets: the last step's, or those of the validation with the "
+    "best CIDEr-D. With --resume, a run that is finished is exported again.",
+)
+@click.option(
+    "--time-limit",
+    type=DURATION,
+    help="Stop, with a checkpoint, before this much time has passed since the start: 7h45m.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the recipe, what it trains and what it costs.")
 @click.option(
     "--cache-embeddings",
@@ -67,12 +84,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Recipe tiny: let torch compile the layers first; needs a C++ compiler.",
 )
 def train(
+    ctx: click.Context,
+    /,
     recipe: str,
     output: Path | None,
     data: tuple[str, ...],
     validation: Path | None,
     settings: tuple[str, ...],
     resume: bool,
+    export: Literal["last", "best"],
+    time_limit: float | None,
     dry_run: bool,
     cache_embeddings: Path | None,
     trackers: tuple[str, ...],
@@ -89,6 +110,11 @@ def train(
 
     The recipe tiny makes the bundled model from nothing, on composed scenes of pictograms; its
     art is fetched once with npm. Training needs the extra: pip install 'sca[train]'.
+
+    SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
+    checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to
+    the end; 1 a loss is not finite or data cannot be read, the last checkpoint is kept; 2 a request
+    that cannot be met; 70 a bug; 75 told to stop, or a full disk; 130 interrupted.
 
     \b
     Examples:
@@ -119,23 +145,30 @@ def train(
             return
         from sca_batch.train.caption_loop import train_captioner
 
-        train_captioner(
-            chosen,
-            manifests,
-            output,
-            resume=resume,
-            report=lambda line: click.echo(line, err=True),
-            validation=validation,
-            cache=cache_embeddings,
-            trackers=trackers,
-            cpu=cpu,
-        )
+        with _only_run(output), stop_on_signals(time_limit) as stop:
+            outcome = train_captioner(
+                chosen,
+                manifests,
+                output,
+                resume=resume,
+                report=lambda line: click.echo(line, err=True),
+                validation=validation,
+                cache=cache_embeddings,
+                trackers=trackers,
+                cpu=cpu,
+                should_stop=lambda: _should_stop(stop),
+                export=export,
+            )
+        if outcome.stopped:
+            click.echo(f"Stopped at step {outcome.step:,}; --resume goes on.", err=True)
+            ctx.exit(stop.exit_code)
     elif recipe in RECIPES:
         given = {"--data": data, "--validation": validation, "--track": trackers,
-                 "--cache-embeddings": cache_embeddings}  # fmt: skip
+                 "--cache-embeddings": cache_embeddings, "--time-limit": time_limit,
+                 "--export": export != "last"}  # fmt: skip
         unused = [option for option, value in given.items() if value]
         if unused:
-            raise ScaError(f"{unused[0]} is not for the recipe {recipe}, which makes its own data")
+            raise ScaError(f"{unused[0]} is not for the recipe {recipe}")
         scenes = with_settings(RECIPES[recipe], settings)
         if dry_run or output is None:
             _preview_scenes(scenes)
@@ -156,6 +189,18 @@ def train(
     else:
         names = ", ".join([*CAPTION_RECIPES, *RECIPES])
         raise ScaError(f"no recipe {recipe!r}; expected one of {names}")
+
+
+def _only_run(out: Path) -> AbstractContextManager[None]:
+    """Keeps a second run out of the folder; of several processes the first one's lock is enough."""
+    from sca_batch import job
+
+    return job.locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
+def _should_stop(stop: Stop) -> bool:
+    stop.record()
+    return stop.requested()
 
 
 def _manifests(recipe: CaptionRecipe, data: tuple[str, ...]) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The loop of every recipe: one GPU, many, or a CPU; it goes on after any stop.
 
-`run_task` takes a task through its steps; `task.Task` says what a task is, and `CaptionTask` is one.
+`run_task` takes a task through its steps; `task.Task` says what that is, and `CaptionTask` is one.
 To train something else, write another:
 
     settings = RunSettings(steps=6_000, images_per_step=8, ...)
