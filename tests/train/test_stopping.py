@@ -84,7 +84,7 @@ def test_a_validation_that_was_stopped_is_made_up(unbroken, data, tmp_path):
 
 
 def test_a_second_interrupt_stops_at_once(data, tmp_path):
-    slow = dataclasses.replace(LONG, images_per_step=400, lr_images=400, report_every=1)
+    slow = dataclasses.replace(LONG, images_per_step=150, lr_images=150, report_every=1)
     process = start(slow, tmp_path, data, "--workers", "0")
     process.wait_for_words("step 0: ")
     time.sleep(1)  # into the next step, which takes several seconds
