@@ -20,7 +20,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.pass_context
 @click.option(
     "-o",
@@ -71,6 +71,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["tensorboard", "wandb"]),
     help="Beside log.jsonl, write there too; may be repeated.",
 )
+@click.option(
+    "--curves",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Only draw RUN/curves.png from the run's log: losses and scores against steps.",
+)
 @click.option("--cpu", is_flag=True, help="Leave the GPUs alone.")
 @click.option(
     "--workers",
@@ -86,7 +92,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def train(
     ctx: click.Context,
     /,
-    recipe: str,
+    recipe: str | None,
     output: Path | None,
     data: tuple[str, ...],
     validation: Path | None,
@@ -97,6 +103,7 @@ def train(
     dry_run: bool,
     cache_embeddings: Path | None,
     trackers: tuple[str, ...],
+    curves: Path | None,
     cpu: bool,
     workers: int | None,
     compile_layers: bool,
@@ -122,6 +129,7 @@ def train(
       sca train vg -o runs/vg --data train.jsonl --validation test.jsonl
       sca train vg -o runs/vg --data train.jsonl --resume       after it was stopped
       accelerate launch --multi_gpu "$(command -v sca)" train vg -o runs/vg --data train.jsonl
+      sca train --curves runs/vg                                  draw how it went
       sca train tiny -o runs/tiny
       sca caption ./images --model runs/vg/model
     """
@@ -131,6 +139,15 @@ def train(
     from sca_batch.train.recipes import RECIPES
     from sca_batch.train.settings import with_settings
 
+    if curves is not None:
+        from sca_batch.train.curves import draw_curves
+
+        draw_curves(curves / "log.jsonl", curves / "curves.png")
+        click.echo(f"Wrote {curves / 'curves.png'}", err=True)
+        return
+    if recipe is None:
+        names = ", ".join([*CAPTION_RECIPES, *RECIPES])
+        raise ScaError(f"no recipe; expected one of {names}")
     if output is None and not dry_run:
         raise ScaError("no folder for the run; name one: -o runs/NAME")
     if recipe in CAPTION_RECIPES:

@@ -8,7 +8,7 @@ To train something else, write another:
     task = MyTask(...)
     run_task(task, settings, out, accelerator=accelerator, resume=False, report=print)
 
-`out` gets `log.jsonl`, `checkpoints`, `pictures` and at the end `model`.
+`out` gets `log.jsonl`, `checkpoints`, `pictures`, `curves.png` and at the end `model`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 from sca_batch.errors import OutputError, ScaError, TrainingError
 from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.curves import draw_curves
 from sca_batch.train.logs import listed, row_line
 from sca_batch.train.processes import gathered, summed
 from sca_batch.train.run_state import RunState, save_state, start_state, weights_of_step
@@ -90,6 +91,8 @@ def run_task(
             with tracking as track:
                 loop = _Loop(task, settings, state, track, say, should_stop or _never)
                 stopped = loop.run(end)
+            if accelerator.is_main_process:
+                draw_curves(out / "log.jsonl", out / "curves.png")
         if state.step == settings.steps and not stopped:
             _export(state, task, out, export, say)
     accelerator.wait_for_everyone()

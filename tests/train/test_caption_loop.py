@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("accelerate")
 pytest.importorskip("pycocoevalcap")
@@ -50,6 +51,8 @@ def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(un
         "step-00000004-0.png", "step-00000008-0.png",
     }  # fmt: skip
     assert len(list((unbroken / "tensorboard").iterdir())) == 1
+    with Image.open(unbroken / "curves.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_only_what_the_paper_trains_has_changed(unbroken):
