@@ -13,6 +13,7 @@ __all__ = [
     "MissingPackageError",
     "OutputError",
     "ScaError",
+    "TrainingError",
 ]
 
 # Why an image can fail; docs/FORMAT.md says what each means.
@@ -46,6 +47,12 @@ class OutputError(ScaError):
     """Results cannot be written now. What was committed is kept; the same command goes on."""
 
     exit_code = EXIT_STOPPED
+
+
+class TrainingError(ScaError):
+    """A training run that cannot go on as it is. Its last checkpoint is kept."""
+
+    exit_code = EXIT_LEFTOVERS
 
 
 class ImageError(ScaError):

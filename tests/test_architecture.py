@@ -56,7 +56,7 @@ OUTSIDE: dict[str, set[str]] = {
     "reports": {"polars", "PIL", "matplotlib", "cv2", "tokenizers", "huggingface_hub"},
     "train": {
         "torch", "transformers", "tokenizers", "safetensors", "resvg_py", "PIL", "cv2", "skimage",
-        "accelerate", "pycocoevalcap", "wandb",
+        "accelerate", "matplotlib", "pycocoevalcap", "wandb",
     },
     "checks": {"torch", "safetensors"},
     "api": {"PIL"},

@@ -34,6 +34,7 @@ __all__ = [
     "make_runner",
     "nightly_options",
     "places_of",
+    "stop_on_signals",
 ]
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ class Stop:
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
 
     def record(self) -> None:
-        """Notes that an image is finished, to know how long before the limit one must stop."""
+        """Notes that an image or a step is done: so long before the limit one must stop."""
         now = time.monotonic()
         self._slowest_s = max(self._slowest_s, now - self._heard_at)
         self._heard_at = now

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sca_batch.cli.nightly import DURATION, Stop, stop_on_signals
 from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
@@ -17,7 +20,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
+@click.pass_context
 @click.option(
     "-o",
     "--output",
@@ -39,6 +43,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Change one number of the recipe, checked against its type; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
+@click.option(
+    "--export",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Which weights OUTPUT/model gets: the last step's, or those of the validation with the "
+    "best CIDEr-D. With --resume, a run that is finished is exported again.",
+)
+@click.option(
+    "--time-limit",
+    type=DURATION,
+    help="Stop, with a checkpoint, before this much time has passed since the start: 7h45m.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the recipe, what it trains and what it costs.")
 @click.option(
     "--cache-embeddings",
@@ -54,6 +71,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(["tensorboard", "wandb"]),
     help="Beside log.jsonl, write there too; may be repeated.",
 )
+@click.option(
+    "--curves",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Only draw RUN/curves.png from the run's log: losses and scores against steps.",
+)
 @click.option("--cpu", is_flag=True, help="Leave the GPUs alone.")
 @click.option(
     "--workers",
@@ -67,15 +90,20 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Recipe tiny: let torch compile the layers first; needs a C++ compiler.",
 )
 def train(
-    recipe: str,
+    ctx: click.Context,
+    /,
+    recipe: str | None,
     output: Path | None,
     data: tuple[str, ...],
     validation: Path | None,
     settings: tuple[str, ...],
     resume: bool,
+    export: Literal["last", "best"],
+    time_limit: float | None,
     dry_run: bool,
     cache_embeddings: Path | None,
     trackers: tuple[str, ...],
+    curves: Path | None,
     cpu: bool,
     workers: int | None,
     compile_layers: bool,
@@ -90,12 +118,18 @@ def train(
     The recipe tiny makes the bundled model from nothing, on composed scenes of pictograms; its
     art is fetched once with npm. Training needs the extra: pip install 'sca[train]'.
 
+    SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
+    checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to
+    the end; 1 a loss is not finite or data cannot be read, the last checkpoint is kept; 2 a request
+    that cannot be met; 70 a bug; 75 told to stop, or a full disk; 130 interrupted.
+
     \b
     Examples:
       sca train vg --dry-run
       sca train vg -o runs/vg --data train.jsonl --validation test.jsonl
       sca train vg -o runs/vg --data train.jsonl --resume       after it was stopped
       accelerate launch --multi_gpu "$(command -v sca)" train vg -o runs/vg --data train.jsonl
+      sca train --curves runs/vg                                  draw how it went
       sca train tiny -o runs/tiny
       sca caption ./images --model runs/vg/model
     """
@@ -105,6 +139,15 @@ def train(
     from sca_batch.train.recipes import RECIPES
     from sca_batch.train.settings import with_settings
 
+    if curves is not None:
+        from sca_batch.train.curves import draw_curves
+
+        draw_curves(curves / "log.jsonl", curves / "curves.png")
+        click.echo(f"Wrote {curves / 'curves.png'}", err=True)
+        return
+    if recipe is None:
+        names = ", ".join([*CAPTION_RECIPES, *RECIPES])
+        raise ScaError(f"no recipe; expected one of {names}")
     if output is None and not dry_run:
         raise ScaError("no folder for the run; name one: -o runs/NAME")
     if recipe in CAPTION_RECIPES:
@@ -119,23 +162,30 @@ def train(
             return
         from sca_batch.train.caption_loop import train_captioner
 
-        train_captioner(
-            chosen,
-            manifests,
-            output,
-            resume=resume,
-            report=lambda line: click.echo(line, err=True),
-            validation=validation,
-            cache=cache_embeddings,
-            trackers=trackers,
-            cpu=cpu,
-        )
+        with _only_run(output), stop_on_signals(time_limit) as stop:
+            outcome = train_captioner(
+                chosen,
+                manifests,
+                output,
+                resume=resume,
+                report=lambda line: click.echo(line, err=True),
+                validation=validation,
+                cache=cache_embeddings,
+                trackers=trackers,
+                cpu=cpu,
+                should_stop=lambda: _should_stop(stop),
+                export=export,
+            )
+        if outcome.stopped:
+            click.echo(f"Stopped at step {outcome.step:,}; --resume goes on.", err=True)
+            ctx.exit(stop.exit_code)
     elif recipe in RECIPES:
         given = {"--data": data, "--validation": validation, "--track": trackers,
-                 "--cache-embeddings": cache_embeddings}  # fmt: skip
+                 "--cache-embeddings": cache_embeddings, "--time-limit": time_limit,
+                 "--export": export != "last"}  # fmt: skip
         unused = [option for option, value in given.items() if value]
         if unused:
-            raise ScaError(f"{unused[0]} is not for the recipe {recipe}, which makes its own data")
+            raise ScaError(f"{unused[0]} is not for the recipe {recipe}")
         scenes = with_settings(RECIPES[recipe], settings)
         if dry_run or output is None:
             _preview_scenes(scenes)
@@ -156,6 +206,18 @@ def train(
     else:
         names = ", ".join([*CAPTION_RECIPES, *RECIPES])
         raise ScaError(f"no recipe {recipe!r}; expected one of {names}")
+
+
+def _only_run(out: Path) -> AbstractContextManager[None]:
+    """Keeps a second run out of the folder; of several processes the first one's lock is enough."""
+    from sca_batch import job
+
+    return job.locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
+def _should_stop(stop: Stop) -> bool:
+    stop.record()
+    return stop.requested()
 
 
 def _manifests(recipe: CaptionRecipe, data: tuple[str, ...]) -> dict[str, Path]:

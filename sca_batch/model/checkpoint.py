@@ -146,11 +146,17 @@ def load_checkpoint(folder: Path) -> ScaModel:
 
 
 def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes `config.json` and `model.safetensors` in the published format."""
+    """Writes `config.json` and `model.safetensors` in the published format.
+
+    Every name is there, also those of one tensor: the reference's loader would leave a language
+    model's head that it does not find at random values.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    state = published_state(model)
-    if dtype is not None:
-        state = {name: value.to(dtype) for name, value in state.items()}
+    # Copies, since a safetensors file holds no tensor twice.
+    state = {
+        name: value.to(dtype or value.dtype, copy=True)
+        for name, value in published_state(model, with_ties=True).items()
+    }
     # Each file gets its name when it is whole: a run that is stopped here leaves the old one.
     writing = folder / f".model-{os.getpid()}.safetensors"
     save_file(state, writing, metadata={"format": "pt"})

@@ -154,7 +154,7 @@ def locate(name_or_path: str | Path) -> Path | Composition:
     if name in MODELS and MODELS[name].bundled:
         return bundled_folder(name)
     if Path(name).is_dir():
-        return Path(name)
+        return _of_training_run(Path(name))
     if name.startswith(tuple(f"{part}=" for part in _PARTS)):
         return _located_parts(name)
     if Path(name).is_file():
@@ -165,6 +165,18 @@ def locate(name_or_path: str | Path) -> Path | Composition:
     if _is_hub_id(name):
         return _download(name, weights=True)
     raise ScaError(f"no model {name!r}. {_suggestion(name)}".rstrip())
+
+
+def _of_training_run(folder: Path) -> Path:
+    """The folder itself, or the model that a training run has left in it."""
+    if (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+        return folder
+    if not (folder / "model" / "config.json").is_file():
+        raise ScaError(
+            f"{folder} is a training run that has not ended: there is no {folder / 'model'} yet. "
+            "Go on with sca train ... --resume"
+        )
+    return folder / "model"
 
 
 def bundled_folder(name: str) -> Path:

@@ -41,6 +41,14 @@ class Checkpoints:
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in names if match)
 
+    def refuse_any(self) -> None:
+        """Raises a ScaError where there is a run already that one did not ask to go on with."""
+        if self.steps():
+            raise ScaError(
+                f"{self.folder.parent} holds a training run: go on with --resume, or choose "
+                "another folder"
+            )
+
     def best(self) -> Best | None:
         path = self.folder / "best.json"
         if not path.exists():

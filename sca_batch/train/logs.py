@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ def cut_log(path: Path, step: int) -> None:
 
 
 def write_row(log: Any, row: dict[str, Any]) -> None:
-    log.write(json.dumps(row) + "\n")
+    """Appends one line of JSON, which has no number for what is not finite: null."""
+    known = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
+    log.write(json.dumps(known) + "\n")
     log.flush()
 
 

@@ -98,6 +98,7 @@ def build_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
     eps: float = 1e-8,
+    fused: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over the groups; each carries its `lr_factor` for the schedule."""
     options = [
@@ -109,7 +110,7 @@ def build_optimizer(
         }
         for group in groups
     ]
-    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=fused or None)
 
 
 def cosine_with_warmup(step: int, *, lr: float, steps: int, warmup_steps: int) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,21 @@ from sca_batch.train.embeddings import EmbeddingCache
 from sca_batch.train.jitter import Draws, draw
 from sca_batch.train.order import SampleOrder
 from sca_batch.train.region_samples import CaptionBatch, RegionSample, collate, training_sample
+from sca_batch.train.task import BatchFailure
 
-__all__ = ["BatchFailure", "RegionBatches"]
+__all__ = ["RegionBatches"]
 
 MOST_ATTEMPTS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFailure:
-    """Why a batch could not be made: an error in a worker process loses its type on the way."""
-
-    message: str
 
 
 class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
     """Batch `m` holds the images of slots `m * images_per_device` onwards.
 
-    Every draw follows from the seed and the slot. An image without a region after the crop is
-    replaced by another one (the reference drops it and takes the next batch), so that every device
-    has something to do in every step; with `skip_bad_images` so is one that cannot be read.
+    Every draw follows from the seed and the slot. As in the reference, an image without a region
+    after the crop is dropped from its batch, and with `skip_bad_images` so is one that cannot be
+    read; both are counted. Where the reference skips a batch that is empty then, and goes on with
+    the next one, here one image drawn from all takes its place: every device has something to do in
+    every step, and which images a step sees does not depend on earlier ones.
     """
 
     def __init__(
@@ -59,33 +56,53 @@ class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
         if self._tokenizer is None:  # here, because its functions do not travel to a process
             self._tokenizer = read_tokenizer(self.tokenizer_folder, eos_token_id=self.eos_token_id)
         first = number * self.recipe.images_per_device
-        slots = range(first, first + self.recipe.images_per_device)
+        left_out = Counter({"images_without_region": 0, "images_unreadable": 0})
         try:
-            return collate([self._sample(slot) for slot in slots], self._tokenizer)
+            samples = self._samples(range(first, first + self.recipe.images_per_device), left_out)
+            return replace(collate(samples, self._tokenizer), left_out=dict(left_out))
         except ScaError as error:
             return BatchFailure(str(error))
 
-    def _sample(self, slot: int) -> RegionSample:
-        rng = np.random.default_rng([self.recipe.seed, 1, slot])
-        source, index = self.order(slot)
-        for _ in range(MOST_ATTEMPTS):
-            image = self.sources[source][index]
-            try:
-                sample = self._try(image, rng)
-            except ImageError as error:
-                if not self.recipe.skip_bad_images:
-                    raise ScaError(
-                        f"{image.key}: {error} ({image.uri}). Put it back, or go on without such "
-                        "images: --resume --set skip_bad_images=true"
-                    ) from None
-                sample = None
+    def _samples(self, slots: range, left_out: Counter[str]) -> list[RegionSample]:
+        samples = []
+        for slot in slots:
+            rng = np.random.default_rng([self.recipe.seed, 1, slot])
+            image = self._image(self.order(slot))
+            sample = self._sample(image, rng, left_out)
             if sample is not None:
-                return sample
-            source, index = self.order.pick(int(rng.integers(len(self.order))))
+                samples.append(sample)
+        if samples:
+            return samples
+        for _ in range(MOST_ATTEMPTS):
+            image = self._image(self.order.pick(int(rng.integers(len(self.order)))))
+            sample = self._sample(image, rng, left_out)
+            if sample is not None:
+                return [sample]
         raise ScaError(
             f"{MOST_ATTEMPTS} images in a row gave no region to train on, the last was "
             f"{image.key}: look at the manifest with sca manifest check"
         )
+
+    def _image(self, place: tuple[int, int]) -> CaptionedImage:
+        source, index = place
+        return self.sources[source][index]
+
+    def _sample(
+        self, image: CaptionedImage, rng: np.random.Generator, left_out: Counter[str]
+    ) -> RegionSample | None:
+        try:
+            sample = self._try(image, rng)
+        except ImageError as error:
+            if not self.recipe.skip_bad_images:
+                raise ScaError(
+                    f"{image.key}: {error} ({image.uri}). Put it back, or go on without such "
+                    "images: --resume --set skip_bad_images=true"
+                ) from None
+            left_out["images_unreadable"] += 1
+            return None
+        if sample is None:
+            left_out["images_without_region"] += 1
+        return sample
 
     def _try(self, image: CaptionedImage, rng: np.random.Generator) -> RegionSample | None:
         recipe = self.recipe

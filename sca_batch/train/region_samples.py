@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,12 @@ class CaptionBatch:
     embeddings: tuple[Tensor | None, ...]
     cache_names: tuple[str | None, ...]
     sizes_hw: tuple[tuple[int, int], ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # images, by why
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a step's log adds up."""
+        return {"images": len(self.keys), "regions": len(self.boxes_R4), **self.left_out}
 
     def to(self, device: torch.device) -> CaptionBatch:
         """The same on a device; boxes stay float64, as the reference's."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,24 +39,40 @@ class RegionCaption:
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """The captions of some images, and the sum of their losses over `num_tokens` tokens."""
+    """The captions of some images, and the sum of their losses over `num_tokens` tokens.
+
+    `stopped` says that it was told to stop before the last image.
+    """
 
     captions: list[RegionCaption]
     loss_sum: float
     num_tokens: int
+    stopped: bool = False
 
 
 @torch.no_grad()
 def caption_images(
-    model: ScaModel, images: CaptionedImages, indices: Iterable[int], *, num_beams: int
+    model: ScaModel,
+    images: CaptionedImages,
+    indices: Iterable[int],
+    *,
+    num_beams: int,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Validated:
-    """Captions every region of some images from its given box, in evaluation mode."""
+    """Captions every region of some images from its given box, in evaluation mode.
+
+    `should_stop` is asked before each image.
+    """
     assert model.tokenizer is not None, "a model that is validated has a tokenizer"
     was_training = model.training
     model.eval()
     captions: list[RegionCaption] = []
     loss_sum, num_tokens = 0.0, 0
+    stopped = False
     for index in indices:
+        if should_stop is not None and should_stop():
+            stopped = True
+            break
         image = images[index]
         try:
             rgb = read_image(image.uri).rgb
@@ -90,7 +106,7 @@ def caption_images(
                 for r, heads in enumerate(found)
             ]
     model.train(was_training)
-    return Validated(captions, loss_sum, num_tokens)
+    return Validated(captions, loss_sum, num_tokens, stopped)
 
 
 def score_captions(captions: Sequence[RegionCaption]) -> dict[str, float]:

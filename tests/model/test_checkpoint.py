@@ -346,6 +346,43 @@ def test_a_checkpoint_survives_saving_and_loading(golden, tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("name", "not_in_theirs"),
+    [
+        ("gpt2-box", set()),
+        ("gpt2-heads2", set()),
+        ("timm-box", set()),
+        ("anything", set()),
+        # Theirs was written as safetensors, which drops the second name of one tensor.
+        ("llama-box", {POSITION_TWIN}),
+    ],
+)
+def test_a_saved_checkpoint_has_the_names_and_shapes_of_the_published_files(
+    golden, tmp_path, name, not_in_theirs
+):
+    if name == "timm-box":
+        pytest.importorskip("timm")
+    save_checkpoint(load_checkpoint(golden / name), tmp_path)
+
+    ours, theirs = (load_file(f / "model.safetensors") for f in (tmp_path, golden / name))
+    assert ours.keys() - theirs.keys() == not_in_theirs
+    assert theirs.keys() - ours.keys() == set()
+    for key, value in theirs.items():
+        assert ours[key].dtype == value.dtype
+        assert torch.equal(ours[key], value)
+    raw, published = (
+        json.loads((f / "config.json").read_text()) for f in (tmp_path, golden / name)
+    )
+    informative = {"_commit_hash", "transformers_version", "torch_dtype", "tie_word_embeddings"}
+    assert raw.keys() == published.keys() - informative
+    for part, values in raw.items():
+        if isinstance(values, dict):
+            assert (
+                published[part].items()
+                >= {k: v for k, v in values.items() if k in published[part]}.items()
+            )
+
+
 def test_the_digest_of_weights_notices_one_bit(golden):
     model = load_checkpoint(golden / "gpt2-box")
     before = weights_digest(model)

@@ -1,8 +1,6 @@
 """Runs on real files: they learn, they stop in every way, and they go on as if they had not."""
 
 import dataclasses
-import json
-import os
 import resource
 import signal
 import subprocess
@@ -14,91 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 pytest.importorskip("accelerate")
 pytest.importorskip("pycocoevalcap")
+
+from caption_runs import (
+    GOLDEN,
+    QUICK,
+    STILL,
+    losses,
+    rows_of,
+    run,
+    write_data,
+)
 
 from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint, published_state
 from sca_batch.train.caption_loop import train_captioner
-from sca_batch.train.caption_recipes import CAPTION_RECIPES, DataPart
+from sca_batch.train.caption_recipes import DataPart
 from sca_batch.train.checkpoints import Checkpoints
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-COLOURS = {"a red bus": "#ff0000", "blue sky": "#0000ff", "green grass": "#00ff00"}
-
-QUICK = dataclasses.replace(
-    CAPTION_RECIPES["vg"],
-    start=str(GOLDEN / "anything"),
-    steps=8,
-    images_per_step=2,
-    lr=2e-4,
-    lr_images=2,
-    warmup_steps=2,
-    precision="no",
-    validate_every=4,
-    validation_images=2,
-    validation_beams=1,
-    sample_pictures=1,
-    checkpoint_every=2,
-    workers=0,
-)
-STILL = dataclasses.replace(QUICK, jitter_scales=None, flip_chance=0.0)
-
-
-def write_data(folder: Path, images: int = 5) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i in range(images):
-        picture = Image.new("RGB", (100 + i, 80), "#808080")
-        draw = ImageDraw.Draw(picture)
-        boxes = []
-        for k, colour in enumerate(COLOURS.values()):
-            box = [5 + 31 * k, 10 + 4 * i, 30 + 31 * k, 40 + 4 * i]
-            draw.rectangle(box, fill=colour)
-            boxes.append(box)
-        picture.save(folder / f"{i}.png")
-        references = [[text, text.split()[-1]] for text in COLOURS]
-        rows.append({"uri": f"{i}.png", "boxes_xyxy": boxes, "references": references})
-    path = folder / "manifest.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def run(recipe, out, data, *, resume=False, said=None, **options):
-    train_captioner(
-        recipe,
-        {part.name: data for part in recipe.data},
-        out,
-        resume=resume,
-        report=(said if said is not None else []).append,
-        cpu=True,
-        **options,
-    )
-
-
-def rows_of(out):
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(len(rows))), "a step is logged once"
-    return rows
-
-
-def losses(out):
-    return [row["loss"] for row in rows_of(out)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, data):
-    out = tmp_path_factory.mktemp("run") / "unbroken"
-    run(QUICK, out, data, validation=data, trackers=["tensorboard"])
-    return out
 
 
 def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(unbroken):
@@ -117,6 +51,8 @@ def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(un
         "step-00000004-0.png", "step-00000008-0.png",
     }  # fmt: skip
     assert len(list((unbroken / "tensorboard").iterdir())) == 1
+    with Image.open(unbroken / "curves.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_only_what_the_paper_trains_has_changed(unbroken):
@@ -173,9 +109,7 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_an_unbroken_one(unbrok
         import sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[1])
-        from test_caption_loop import QUICK, run
-        import torch
-        torch.set_num_threads(1)
+        from caption_runs import QUICK, run
         run(QUICK, Path(sys.argv[2]), Path(sys.argv[3]), validation=Path(sys.argv[3]))
         """
     )
@@ -192,30 +126,6 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_an_unbroken_one(unbrok
     run(QUICK, out, data, validation=data, resume=True)
 
     assert losses(out) == pytest.approx(losses(unbroken), rel=1e-6)
-
-
-@pytest.mark.slow
-def test_two_devices_give_the_losses_of_one(unbroken, data, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--standalone", str(Path(__file__).parents[2] / "sca.py"), "train", "vg",
-               "--data", str(data), "--cpu", "--workers", "0",
-               "-o", str(tmp_path / "out")]  # fmt: skip
-    for field in dataclasses.fields(QUICK):
-        value = getattr(QUICK, field.name)
-        if value != getattr(CAPTION_RECIPES["vg"], field.name):
-            command += ["--set", f"{field.name}={json.dumps(value)}"]
-
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert "on 2 x cpu" in done.stderr
-    assert losses(tmp_path / "out") == pytest.approx(losses(unbroken), rel=1e-3)
 
 
 def test_accumulated_batches_are_those_of_one_large_one(data, tmp_path):
@@ -309,7 +219,7 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_r
 
 def test_a_run_is_not_continued_on_other_data(unbroken, tmp_path):
     other = write_data(tmp_path / "data", images=4)
-    with pytest.raises(ScaError, match="other manifests"):
+    with pytest.raises(ScaError, match=r"is another run: manifests was"):
         run(QUICK, unbroken, other, resume=True)
 
 

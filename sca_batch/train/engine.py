@@ -1,0 +1,302 @@
+"""The loop of every recipe: one GPU, many, or a CPU; it goes on after any stop.
+
+`run_task` takes a task through its steps; `task.Task` says what that is, and `CaptionTask` is one.
+To train something else, write another:
+
+    settings = RunSettings(steps=6_000, images_per_step=8, ...)
+    accelerator = open_accelerator(settings, cpu=False)
+    task = MyTask(...)
+    run_task(task, settings, out, accelerator=accelerator, resume=False, report=print)
+
+`out` gets `log.jsonl`, `checkpoints`, `pictures`, `curves.png` and at the end `model`.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sca_batch.errors import OutputError, ScaError, TrainingError
+from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.curves import draw_curves
+from sca_batch.train.logs import listed, row_line
+from sca_batch.train.processes import gathered, summed
+from sca_batch.train.run_state import RunState, save_state, start_state, weights_of_step
+from sca_batch.train.task import BatchFailure, Report, RunSettings, Task
+from sca_batch.train.tracking import Tracking
+
+__all__ = ["Export", "Outcome", "room_on_disk", "run_task"]
+
+Export = Literal["last", "best"]
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# A loss scaler starts at 65,536 and halves each time: this many in a row are no search for a scale.
+_MOST_SKIPPED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: at which step, and whether it was told to stop before its end."""
+
+    step: int
+    stopped: bool
+
+
+def run_task(
+    task: Task,
+    settings: RunSettings,
+    out: Path,
+    *,
+    accelerator: Any,
+    resume: bool,
+    report: Report,
+    trackers: Sequence[str] = (),
+    config: dict[str, Any] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    stop_after: int | None = None,
+    export: Export = "last",
+) -> Outcome:
+    """Trains to the end of the schedule, or until it is told to stop, and exports the model.
+
+    With `resume` it goes on from the last checkpoint with the losses of an unbroken run.
+    `should_stop` is asked on every process once a step, and one that says so stops all of them with
+    a checkpoint; `stop_after` does so before that step. `export` chooses whose weights
+    `out/model` gets: those of the last step, or of the validation with the best score. `config`
+    goes to the trackers.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite, or a batch cannot be made; with the step
+            and what was in the batch. The last checkpoint is kept.
+        OutputError: the disk is full.
+        ScaError: the folder holds another run, or none to go on with.
+    """
+    say = report if accelerator.is_main_process else _silent
+    with room_on_disk(out, resume):
+        state = start_state(task, settings, out, accelerator, resume=resume, report=say)
+        end = settings.steps if stop_after is None else min(stop_after, settings.steps)
+        stopped = False
+        if state.step < end or state.unvalidated is not None:
+            tracking: AbstractContextManager[Tracking | None] = nullcontext()
+            if accelerator.is_main_process:
+                tracking = Tracking(out, state.step, trackers, config or {})
+            with tracking as track:
+                loop = _Loop(task, settings, state, track, say, should_stop or _never)
+                stopped = loop.run(end)
+            if accelerator.is_main_process:
+                draw_curves(out / "log.jsonl", out / "curves.png")
+        if state.step == settings.steps and not stopped:
+            _export(state, task, out, export, say)
+    accelerator.wait_for_everyone()
+    return Outcome(state.step, stopped)
+
+
+class _Loop:
+    """The steps of one process between its start and its end."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: RunSettings,
+        state: RunState,
+        track: Tracking | None,
+        say: Report,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.task, self.settings, self.state = task, settings, state
+        self.track, self.say, self.should_stop = track, say, should_stop
+        self.accelerator = state.accelerator
+        self.parameters = list(state.trainable.values())
+        self.skipped = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Batches that one device sees in a step."""
+        devices = int(self.accelerator.num_processes)
+        return self.settings.images_per_step // (devices * self.settings.images_per_device)
+
+    def run(self, end: int) -> bool:
+        """Steps until `end`; whether it was told to stop before."""
+        state, settings = self.state, self.settings
+        devices, own = self.accelerator.num_processes, self.accelerator.process_index
+        # Counted over all devices, so that a step has the same images on one device as on eight.
+        first, last = (step * self.micro_batches * devices for step in (state.step, end))
+        batches = self.task.batches(range(first + own, last, devices)) if first < last else iter([])
+        begun = time.monotonic()
+        while True:
+            if summed(self.accelerator, [float(self.should_stop())])[0]:
+                self._save()
+                return True
+            if state.unvalidated is not None:
+                if not self._validate(state.unvalidated):
+                    self._save()
+                    return True
+                begun = time.monotonic()
+            if state.step >= end:
+                break
+            row = self._step(batches)
+            now = time.monotonic()
+            for name in ("images", "regions"):
+                if name in row:
+                    row[f"{name}_per_s"] = row.pop(name) / (now - begun)
+            begun = now
+            if state.step % settings.report_every == 0 or state.step == end:
+                self.say(row_line(row))
+            validates = state.step % settings.validate_every == 0 or state.step == settings.steps
+            if validates and self.task.can_validate:
+                state.unvalidated = row  # logged with its scores
+                continue
+            if self.track is not None:
+                self.track.row(row)
+            if state.step % settings.checkpoint_every == 0:
+                self._save()
+        self._save()
+        return False
+
+    def _step(self, batches: Iterator[Any]) -> dict[str, Any]:
+        """Forward and backward over all of a step's batches, then the optimizer."""
+        state, settings, accelerator = self.state, self.settings, self.accelerator
+        step, optimizer = state.step, state.optimizer
+        lr = settings.learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        made = [next(batches) for _ in range(self.micro_batches)]
+        self._refuse_failures(made)
+        sums: dict[str, torch.Tensor] = {}
+        counts: dict[str, float] = {}
+        for micro, batch in enumerate(made):
+            batch = batch.to(accelerator.device)
+            # What is random inside the model follows from the seed and the batch's number: there
+            # is no generator to save, and it is the same however many devices share the step.
+            number = micro * accelerator.num_processes + accelerator.process_index
+            seed = np.random.SeedSequence([settings.seed, step, number])
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+            with self._synchronising(micro + 1 == self.micro_batches):
+                losses = state.module(batch)
+                accelerator.backward(losses.total / self.micro_batches)
+            for name, value in {"loss": losses.total, **losses.parts}.items():
+                share = value.detach().float() / self.micro_batches
+                sums[name] = sums[name] + share if name in sums else share
+            for name, count in batch.counts.items():
+                counts[name] = counts.get(name, 0.0) + count
+        both = torch.stack(list(sums.values())).tolist() + list(counts.values())
+        both = summed(accelerator, both)
+        devices = accelerator.num_processes
+        row: dict[str, Any] = {"step": step}
+        row |= {name: value / devices for name, value in zip(sums, both, strict=False)}
+        if not math.isfinite(row["loss"]):
+            raise self._not_finite(f"the loss is {row['loss']}", made)
+        norm = float(accelerator.clip_grad_norm_(self.parameters, settings.clip_norm))
+        if not math.isfinite(norm) and accelerator.scaler is None:
+            raise self._not_finite(f"the gradient's norm is {norm}", made)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if accelerator.scaler is not None and optimizer.step_was_skipped:
+            self.skipped += 1
+            if self.skipped > _MOST_SKIPPED:
+                raise self._not_finite(f"{self.skipped} gradients in a row overflow", made)
+        else:
+            self.skipped = 0
+        state.step = step + 1
+        row |= {"lr": lr, "grad_norm": norm}
+        totals = (round(count) for count in both[len(sums) :])
+        return row | dict(zip(counts, totals, strict=True))
+
+    def _refuse_failures(self, made: Sequence[Any]) -> None:
+        failed = [batch.message for batch in made if isinstance(batch, BatchFailure)]
+        if not summed(self.accelerator, [float(len(failed))])[0]:
+            return
+        messages = gathered(self.accelerator, failed)
+        if self.state.step:  # what was learnt until here is not lost with the image
+            self._save()
+        self.accelerator.wait_for_everyone()
+        raise TrainingError(f"step {self.state.step}: {messages[0]}")
+
+    def _not_finite(self, what: str, made: Sequence[Any]) -> TrainingError:
+        keys = gathered(self.accelerator, [key for batch in made for key in batch.keys])
+        return TrainingError(
+            f"step {self.state.step}: {what} on images {', '.join(keys)}. "
+            f"{_last_checkpoint(self.state.checkpoints)}. Lower lr or look at these images, then "
+            "--resume"
+        )
+
+    def _synchronising(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are added up over devices once a step."""
+        if is_last:
+            return nullcontext()
+        held_back: AbstractContextManager[None] = self.accelerator.no_sync(self.state.module)
+        return held_back
+
+    def _validate(self, row: dict[str, Any]) -> bool:
+        """Scores the present weights and logs them with the step's row; False: told to stop."""
+        state = self.state
+        found = self.task.validate(self.accelerator, self.should_stop)
+        if found is None:
+            return False
+        self.say(f"step {row['step']}, validation: {listed(found.scores)}")
+        if self.track is not None:
+            for number, picture in enumerate(found.pictures):
+                self.track.picture(state.step, number, picture)
+            self.track.row(row | {"validation": found.scores})
+        state.unvalidated = None
+        self._save(found.scores[self.settings.ranked_by])
+        return True
+
+    def _save(self, score: float | None = None) -> None:
+        if score is not None or self.state.saved_step != self.state.step:
+            save_state(self.task, self.state, score)
+
+
+def _export(state: RunState, task: Task, out: Path, export: Export, say: Report) -> None:
+    """Writes `out/model` with the last step's weights, or with those of the best validation."""
+    which = f"step {state.step:,}"
+    if export == "best":
+        best = state.checkpoints.best()
+        if best is None:
+            raise ScaError(
+                "--export best: nothing was validated; add --validation, or --export last"
+            )
+        weights_of_step(state, best.step)
+        which = f"step {best.step:,}, the best validation ({best.score:.4g})"
+    if state.accelerator.is_main_process:
+        task.export(out / "model")
+        say(f"Wrote the model of {which} to {out / 'model'}")
+
+
+def _last_checkpoint(checkpoints: Checkpoints) -> str:
+    steps = checkpoints.steps()
+    return (
+        f"The checkpoint of step {steps[-1]:,} is kept" if steps else "There is no checkpoint yet"
+    )
+
+
+@contextmanager
+def room_on_disk(out: Path, resume: bool) -> Iterator[None]:
+    """A full disk stops a run with what is there and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        steps = Checkpoints(out).steps()
+        kept = f"the checkpoint of step {steps[-1]:,} is whole" if steps else "no checkpoint yet"
+        raise OutputError(
+            f"{error.filename or out}: {error.strerror}; {kept}. Make room, then "
+            f"{'the same command' if resume else 'add --resume'}"
+        ) from None
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(line: str) -> None:
+    """What processes beside the main one report."""

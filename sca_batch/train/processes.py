@@ -1,0 +1,69 @@
+"""The processes of a run, one per device, and how they speak to each other: accelerate."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+
+from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.train.task import RunSettings
+
+__all__ = ["gathered", "leave_signals_to_main", "open_accelerator", "summed"]
+
+
+def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
+    """Accelerate's accelerator for this process, as its launcher and configuration say.
+
+    Raises:
+        ScaError: for settings that these devices cannot meet.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType
+    except ImportError:
+        raise MissingPackageError("accelerate", "training", "pip install 'sca[train]'") from None
+    if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ScaError("precision=fp16 needs a GPU; on a CPU: --set precision=no")
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    sharded = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in sharded:
+        raise ScaError(
+            f"{accelerator.distributed_type}: the trained part is small and is not sharded; "
+            "choose multi-GPU (DDP) in accelerate's configuration"
+        )
+    share = accelerator.num_processes * settings.images_per_device
+    if settings.images_per_step % share:
+        raise ScaError(
+            f"images_per_step={settings.images_per_step} cannot be divided among "
+            f"{accelerator.num_processes} devices with {settings.images_per_device} images each"
+        )
+    return accelerator
+
+
+def gathered(accelerator: Any, values: list[Any]) -> list[Any]:
+    """The lists of all processes one after another, the same on each."""
+    if accelerator.num_processes == 1:
+        return values
+    from accelerate.utils import gather_object
+
+    found: list[Any] = gather_object(values)
+    return found
+
+
+def summed(accelerator: Any, values: list[float]) -> list[float]:
+    """Numbers added up over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    total = accelerator.reduce(torch.tensor(values, device=accelerator.device), "sum")
+    return [float(value) for value in total]
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """For processes that make batches: a signal to the whole group is the main one's to answer.
+
+    Otherwise Ctrl-C, or a scheduler's SIGTERM, would end them before the step that waits for them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

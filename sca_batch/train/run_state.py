@@ -1,0 +1,142 @@
+"""What one process of a run holds; how it begins, is saved, and is taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sca_batch.errors import ScaError
+from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.optimization import build_optimizer
+from sca_batch.train.task import Report, RunSettings, Task
+
+__all__ = ["RunState", "save_state", "start_state", "weights_of_step"]
+
+
+@dataclass(slots=True)
+class RunState:
+    """What one process of a run holds. `module` and `optimizer` are as accelerate wrapped them.
+
+    `unvalidated` is the log's row of the last step while its scores are due: a run that is stopped
+    during a validation makes it up when it is taken up again.
+    """
+
+    settings: RunSettings
+    accelerator: Any
+    module: Any
+    optimizer: Any
+    trainable: dict[str, nn.Parameter]
+    checkpoints: Checkpoints
+    fingerprint: str
+    step: int = 0  # the next one
+    saved_step: int = 0
+    unvalidated: dict[str, Any] | None = None
+
+
+def start_state(
+    task: Task,
+    settings: RunSettings,
+    out: Path,
+    accelerator: Any,
+    *,
+    resume: bool,
+    report: Report,
+) -> RunState:
+    """The state before the first step, or that of the last checkpoint.
+
+    Raises:
+        ScaError: there is a run in `out` and `resume` is False, or it is another one.
+    """
+    checkpoints = Checkpoints(out)
+    steps = checkpoints.steps()
+    if not resume:
+        checkpoints.refuse_any()
+    out.mkdir(parents=True, exist_ok=True)
+    groups = task.groups()
+    trainable = {name: p for group in groups for name, p in group.parameters.items()}
+    if len(trainable) != sum(len(group.parameters) for group in groups):
+        raise AssertionError("two parameter groups share a name")
+    fingerprint = json.dumps(dict(task.fingerprint()), sort_keys=True)
+    saved = checkpoints.load(steps[-1]) if steps else None
+    if saved is not None:
+        _refuse_another_run(saved, fingerprint, out)
+        _copy_weights(trainable, saved["trained"])
+        task.load_state(saved["task"])
+    optimizer = build_optimizer(
+        groups,
+        lr=1.0,  # set anew before every step
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=settings.fused_optimizer,
+    )
+    module, optimizer = accelerator.prepare(task.module, optimizer)
+    state = RunState(
+        settings=settings,
+        accelerator=accelerator,
+        module=module,
+        optimizer=optimizer,
+        trainable=trainable,
+        checkpoints=checkpoints,
+        fingerprint=fingerprint,
+    )
+    if saved is None:
+        count = sum(parameter.numel() for parameter in trainable.values())
+        report(
+            f"Training {count:,} parameters for {settings.steps:,} steps on "
+            f"{accelerator.num_processes} x {accelerator.device.type}"
+        )
+        return state
+    optimizer.load_state_dict(saved["optimizer"])
+    if accelerator.scaler is not None and saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    state.step = state.saved_step = int(saved["step"])
+    state.unvalidated = saved["unvalidated"]
+    report(f"Going on from step {state.step:,} of {settings.steps:,}")
+    return state
+
+
+def save_state(task: Task, state: RunState, score: float | None) -> None:
+    """A checkpoint of everything that the next step depends on; frozen weights are elsewhere."""
+    state.saved_step = state.step
+    if not state.accelerator.is_main_process:
+        return
+    scaler = state.accelerator.scaler
+    content = {
+        "fingerprint": state.fingerprint,
+        "step": state.step,
+        "images": state.step * state.settings.images_per_step,  # the data's position
+        "unvalidated": state.unvalidated,
+        "trained": {name: p.detach().cpu() for name, p in state.trainable.items()},
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "task": task.state(),
+    }
+    state.checkpoints.save(state.step, content, score=score)
+
+
+def weights_of_step(state: RunState, step: int) -> None:
+    """Puts the trained weights of a checkpoint into the model; the optimizer is left alone."""
+    if step != state.step:
+        _copy_weights(state.trainable, state.checkpoints.load(step)["trained"])
+
+
+@torch.no_grad()
+def _copy_weights(trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]) -> None:
+    for name, parameter in trainable.items():
+        parameter.copy_(saved[name])
+
+
+def _refuse_another_run(saved: Mapping[str, Any], fingerprint: str, out: Path) -> None:
+    if "fingerprint" not in saved:
+        raise ScaError(f"{out} is a run of an earlier version of sca; choose another folder")
+    theirs, ours = json.loads(saved["fingerprint"]), json.loads(fingerprint)
+    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if differing:
+        changes = ", ".join(f"{k} was {theirs.get(k)}, is {ours.get(k)}" for k in differing)
+        raise ScaError(f"{out} is another run: {changes}. Choose another folder")
