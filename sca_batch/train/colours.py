@@ -16,27 +16,32 @@ COLOUR_WORDS = (
 # word to be beyond dispute. Between two of the latter is a gap, because people disagree there and
 # a scene turns hues by up to five degrees.
 _COUNTED = {
-    "red": (-18, 14),
-    "orange": (14, 38),
-    "yellow": (38, 70),
-    "green": (70, 175),
+    "red": (-18, 17),
+    "orange": (17, 38),
+    "yellow": (38, 63),
+    "green": (63, 175),
     "blue": (175, 253),
     "purple": (253, 305),
     "pink": (305, 342),
 }
 _PLAIN = {
-    "red": (-15, 10),
-    "orange": (17, 33),
-    "yellow": (41, 62),
-    "green": (80, 165),
+    "red": (-15, 15.5),
+    "orange": (19, 35.5),
+    "yellow": (41, 60),
+    "green": (67, 165),
     "blue": (188, 248),
     "purple": (258, 300),
-    "brown": (6, 40),
+    "pink": (305, 372),
+    "brown": (8, 35),
 }
+_LEAST_CHROMA = {"red": 0.5, "orange": 0.7, "yellow": 0.4, "brown": 0.12, "pink": 0.2}
+_LEAST_VALUE = {"orange": 0.75, "yellow": 0.75, "pink": 0.7, "brown": 0.2}
 
 MAIN_SHARE = 0.55  # of the drawing, for one colour word
-OTHER_SHARE = 0.24  # at most, of any second colour
-PAIR_SHARE = 0.85  # of the drawing, for "black and white"
+OTHER_SHARE = 0.33  # at most, of any second colour
+PAIR_SHARE = 0.85  # of the drawing, for two such as "red and white"
+_WITH_WHITE = ("black", "blue", "green", "red")
+PAIR_LEAST = 0.25  # of the drawing, for the lesser of the two
 
 
 def colour_word(rgba: NDArray[np.uint8]) -> str | None:
@@ -51,11 +56,18 @@ def colour_word(rgba: NDArray[np.uint8]) -> str | None:
     masks = _counted(hsv)
     shares = {word: float(mask.mean()) for word, mask in masks.items()}
     first, second = sorted(shares, key=lambda word: -shares[word])[:2]
-    if shares[first] >= MAIN_SHARE and shares[second] <= OTHER_SHARE:
-        return first if _is_plain(first, hsv[masks[first]]) else None
-    black, white = shares["black"], shares["white"]
-    if black + white >= PAIR_SHARE and min(black, white) >= 0.2:
-        return "black and white"
+    if not _is_plain(first, hsv[masks[first]]):
+        return None
+    # A white watch on a black strap is not a white watch: without a hue, all of it has to agree.
+    stricter = 0.08 if first in ("black", "white", "gray") else 0
+    if shares[first] >= MAIN_SHARE + stricter and shares[second] <= OTHER_SHARE - stricter:
+        return first
+    # Of other pairs, people would rather name one colour, or a third.
+    if second != "white":
+        first, second = second, first
+    if second == "white" and shares[first] + shares["white"] >= PAIR_SHARE:
+        pair = min(shares[first], shares["white"]) >= PAIR_LEAST and first in _WITH_WHITE
+        return f"{first} and white" if pair and _is_plain(first, hsv[masks[first]]) else None
     return None
 
 
@@ -64,44 +76,47 @@ def _counted(hsv: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
     hue, saturation, value = hsv.T
     # HSV calls dark and pale pixels saturated; chroma is nearer to what the eye sees.
     chroma = saturation * value
-    grey = (chroma < 0.1) | ((value < 0.35) & (chroma < 0.14))
+    white = (value > 0.86) & (chroma < 0.1)
+    grey = (chroma < 0.13) & (value <= 0.86)
     black = grey & (value < 0.36)
-    white = (value > 0.86) & (chroma < 0.12)
     turned = np.where(hue > 342, hue - 360, hue)
     hued = ~grey & ~white
-    # Brown is a dark orange, pink a pale red.
-    brown = hued & (turned >= 0) & (turned < 45) & (value < 0.72)
-    brown &= (value < 0.62) | (saturation < 0.75) | (turned > 12)
-    brown &= (turned > 8) | (value < 0.45)
+    # Brown is a dark or dull orange, pink a pale red, and a shaded red leans to pink.
+    dull = (value < 0.72) | ((saturation < 0.66) & (value < 0.9))
+    brown = hued & (turned >= 8) & (turned < 40) & dull
+    brown |= hued & (turned >= 0) & (turned < 8) & (value < 0.45)
     pink = hued & (turned < 14) & (value > 0.8) & (saturation < 0.58)
+    shaded = hued & (turned >= 325) & (value < 0.8)
     masks = {
-        word: hued & ~brown & ~pink & (turned >= low) & (turned < high)
+        word: hued & ~brown & ~pink & ~shaded & (turned >= low) & (turned < high)
         for word, (low, high) in _COUNTED.items()
     }
     masks["pink"] |= pink
-    return masks | {"brown": brown, "black": black, "white": white, "gray": grey & ~black & ~white}
+    masks["red"] |= shaded
+    return masks | {"brown": brown, "black": black, "white": white, "gray": grey & ~black}
 
 
 def _is_plain(word: str, members: NDArray[np.float32]) -> bool:
     """Whether the pixels (N, 3) counted towards a word are typical of it."""
+    if not len(members):
+        return False
     hue, saturation, value = members.T
-    chroma = float(np.median(saturation * value))
-    value_median = float(np.median(value))
+    middle = float(np.median(value))
     if word in ("black", "white"):
         return True
     if word == "gray":
-        return 0.4 <= value_median <= 0.84
-    # Beyond 342 degrees red begins, except for pinks, which it would tear apart.
-    turned = np.where(hue > (352 if word == "pink" else 342), hue - 360, hue)
+        return 0.4 <= middle <= 0.84
+    # Reds lie on both sides of 0 degrees, and so do pinks.
     if word == "pink":
-        turned = np.where(turned < 20, turned + 360, turned)
+        turned = float(np.median(np.where(hue < 20, hue + 360, hue)))
         # A strong pink near red is crimson, which some call red.
-        last = 330 if np.median(saturation) > 0.6 else 372
-        return 305 <= float(np.median(turned)) <= last and value_median > 0.7 and chroma > 0.2
+        if turned > 330 and np.median(saturation) > 0.6:
+            return False
+    else:
+        turned = float(np.median(np.where(hue > 320, hue - 360, hue)))
     low, high = _PLAIN[word]
-    if not low <= float(np.median(turned)) <= high:
-        return False
-    if word == "brown":
-        return value_median < 0.66 and chroma > 0.12
-    least = {"red": 0.5, "orange": 0.7, "yellow": 0.4}.get(word, 0.22)
-    return chroma >= least and value_median >= (0.75 if word in ("orange", "yellow") else 0.3)
+    return (
+        low <= turned <= high
+        and float(np.median(saturation * value)) >= _LEAST_CHROMA.get(word, 0.2)
+        and middle >= _LEAST_VALUE.get(word, 0.3)
+    )

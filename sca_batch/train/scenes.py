@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 
 from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, Pictogram
 from sca_batch.train.backgrounds import REFERENCE_PX, Canvas, background, blur
-from sca_batch.train.phrases import Mask, box_of, write_captions
+from sca_batch.train.phrases import Arrangement, Mask, write_captions, write_plain_captions
 
 Split = Literal["train", "held-out"]
+Layout = Literal["natural", "dense"]
 
 HELD_OUT_FIRST_SEED = 10**9
 
 # In pixels of a canvas REFERENCE_PX wide.
 OBJECT_PX = (28.0, 150.0)
 NUM_OBJECTS = (3, 8)
+REPEATS_SHARE = 0.25  # of the scenes, that show two or three of one thing side by side
+DENSE_OBJECT_PX = (32.0, 72.0)
+DENSE_NUM_OBJECTS = (12, 20)
+DENSE_OVERLAP = 0.12  # of the smaller of two frames, at most
 MAX_ROTATION_DEG = 25.0
 MIN_VISIBLE_FRACTION = 0.4
 MIN_VISIBLE_PX = 110  # below this even a person cannot name the drawing
@@ -54,7 +59,10 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Placed:
-    """A pictogram drawn at its final size: RGBA premultiplied float32, and where its corner is."""
+    """A pictogram drawn at its final size: RGBA premultiplied float32, and where its corner is.
+
+    `inside` are the rows and columns of the canvas that it can touch.
+    """
 
     pictogram: Pictogram
     rgba: Canvas
@@ -62,6 +70,7 @@ class _Placed:
     top: int
     full_area: int
     full_mask: Mask
+    inside: tuple[slice, slice]
 
 
 def scene_seeds(split: Split, *, first: int = 0) -> Iterator[int]:
@@ -79,10 +88,11 @@ def compose_scenes(
     num_scenes: int | None = None,
     style: str | None = None,
     size_px: int = REFERENCE_PX,
+    layout: Layout = "natural",
 ) -> Iterator[Scene]:
     """Streams the scenes of a split, `num_scenes` of them or without end."""
     for seed in islice(scene_seeds(split, first=first), num_scenes):
-        yield compose_scene(seed, art, split=split, style=style, size_px=size_px)
+        yield compose_scene(seed, art, split=split, style=style, size_px=size_px, layout=layout)
 
 
 def compose_scene(
@@ -92,6 +102,7 @@ def compose_scene(
     split: Split = "train",
     style: str | None = None,
     size_px: int = REFERENCE_PX,
+    layout: Layout = "natural",
 ) -> Scene:
     """The scene that `seed` stands for: the same one on every call, given the same art.
 
@@ -99,9 +110,15 @@ def compose_scene(
     A training style is welcome in a held-out scene (new compositions of known drawings), a
     held-out style in a training scene is refused.
 
+    A `dense` layout has many small objects that hardly overlap, and captions that do not relate
+    them: more to learn from one image, for a model that has yet to learn what things are called.
+
     Raises:
-        ValueError: the seed or the style belongs to the other split, or `art` lacks the style.
+        ValueError: the seed or the style belongs to the other split, `art` lacks the style, or
+            there is no such layout.
     """
+    if layout not in ("natural", "dense"):
+        raise ValueError(f"layout {layout!r} is neither 'natural' nor 'dense'")
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'held-out'")
     if seed < 0 or (seed < HELD_OUT_FIRST_SEED) != (split == "train"):
@@ -111,23 +128,25 @@ def compose_scene(
         )
     styles = _allowed_styles(art, split, style)
     rng = np.random.default_rng(seed)
-    placed = _place_objects(rng, art, styles, size_px)
+    dense = layout == "dense"
+    placed = (_place_densely if dense else _place_objects)(rng, art, styles, size_px)
     image = _render(rng, placed, size_px)
     full_masks = np.stack([item.full_mask for item in placed])
-    masks = visible_masks(full_masks)
+    arrangement = Arrangement(visible_masks(full_masks), full_masks)
     pictograms = [item.pictogram for item in placed]
     concepts = [art.concept_by_label[pictogram.label] for pictogram in pictograms]
     colours = [pictogram.colour for pictogram in pictograms]
+    write = write_plain_captions if dense else write_captions
     return Scene(
         seed=seed,
         image=image,
-        masks=masks,
+        masks=arrangement.masks,
         full_masks=full_masks,
-        boxes_xyxy=np.stack([box_of(mask) for mask in masks]),
+        boxes_xyxy=arrangement.boxes_xyxy,
         concepts=tuple(concept.label for concept in concepts),
         styles=tuple(pictogram.style for pictogram in pictograms),
         colours=tuple(colours),
-        captions=write_captions(rng, concepts, colours, masks, full_masks),
+        captions=write(rng, concepts, colours, arrangement),
     )
 
 
@@ -160,7 +179,9 @@ def _place_objects(
 ) -> list[_Placed]:
     """Draws objects one above the other until the wanted number can all be seen well enough."""
     num_objects = int(rng.integers(NUM_OBJECTS[0], NUM_OBJECTS[1] + 1))
+    repeats = int(rng.integers(1, 3)) if rng.random() < REPEATS_SHARE else 0
     placed: list[_Placed] = []
+    seen: list[Mask] = []
     attempts = 0
     while len(placed) < num_objects:
         # A canvas that has filled up takes only smaller objects, so that three always fit.
@@ -168,12 +189,73 @@ def _place_objects(
         attempts += 1
         if attempts > 40 and len(placed) >= NUM_OBJECTS[0]:
             break
-        pictogram = _pick(rng, art, styles)
-        upright = art.concept_by_label[pictogram.label].upright
-        candidate = _draw_at_random(rng, pictogram, placed, size_px, shrink, upright=upright)
-        if _all_can_be_seen([*placed, candidate], size_px):
+        if 1 <= len(placed) <= repeats:
+            beside = placed[-1]
+            pictogram = _pick_alike(rng, art, beside.pictogram)
+            length_px = max(beside.rgba.shape[:2]) * rng.uniform(0.8, 1.1) * shrink
+            candidate = _draw(rng, art, pictogram, length_px, [beside], 1.0, size_px)
+        else:
+            low, high = OBJECT_PX
+            length_px = low * (high / low) ** rng.random() * shrink * size_px / REFERENCE_PX
+            pictogram = _pick(rng, art, styles)
+            candidate = _draw(rng, art, pictogram, length_px, placed, 0.35, size_px)
+        if _all_can_be_seen(placed, seen, candidate, size_px):
+            for mask in seen:
+                mask[candidate.inside] &= ~candidate.full_mask[candidate.inside]
+            seen.append(candidate.full_mask.copy())
             placed.append(candidate)
     return placed
+
+
+def _place_densely(
+    rng: np.random.Generator, art: Art, styles: tuple[str, ...], size_px: int
+) -> list[_Placed]:
+    """Draws many small objects where their frames hardly meet, the largest ones first."""
+    num_objects = int(rng.integers(DENSE_NUM_OBJECTS[0], DENSE_NUM_OBJECTS[1] + 1))
+    low, high = DENSE_OBJECT_PX
+    # Many objects have to be small to fit; the sizes of few may be anything.
+    high *= min(1.0, 1.15 * DENSE_NUM_OBJECTS[0] / num_objects)
+    lengths = low * (high / low) ** np.sort(rng.random(num_objects))[::-1]
+    frames = np.empty((0, 4))
+    placed: list[_Placed] = []
+    for length in lengths * size_px / REFERENCE_PX:
+        pictogram = _pick(rng, art, styles)
+        rgba = _turned(rng, art, pictogram, length, size_px)
+        height, width = rgba.shape[:2]
+        # All tries at once: a loop over them would cost more than drawing the object.
+        corners = rng.uniform(0, [size_px - width, size_px - height], (60, 2)).round()
+        tries = np.concatenate([corners, corners + np.array([width, height])], axis=1)
+        free = np.flatnonzero(_shared_fraction(tries, frames) <= DENSE_OVERLAP)
+        if not len(free):
+            continue
+        frames = np.concatenate([frames, tries[free[:1]]])
+        left, top = (int(v) for v in corners[free[0]])
+        placed.append(_put(pictogram, rgba, left, top, size_px))
+    placed = [placed[i] for i in rng.permutation(len(placed))]
+    seen = visible_masks(np.stack([item.full_mask for item in placed])).sum(axis=(1, 2))
+    least = MIN_VISIBLE_PX * (size_px / REFERENCE_PX) ** 2
+    # Without the thin ones, the others are covered less: none of them can fail now.
+    return [
+        item
+        for item, visible in zip(placed, seen, strict=True)
+        if visible >= max(least, MIN_VISIBLE_FRACTION * item.full_area)
+    ]
+
+
+def _shared_fraction(
+    tries: NDArray[np.float64], frames: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How much of the smaller frame each of some frames (N, 4) shares with any of (M, 4), (N,)."""
+    if not len(frames):
+        return np.zeros(len(tries))
+    low = np.maximum(tries[:, None, :2], frames[:, :2])
+    high = np.minimum(tries[:, None, 2:], frames[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    smaller = np.minimum.outer(
+        (tries[:, 2:] - tries[:, :2]).prod(axis=1), (frames[:, 2:] - frames[:, :2]).prod(axis=1)
+    )
+    fraction: NDArray[np.float64] = (shared / smaller).max(axis=1)
+    return fraction
 
 
 def _pick(rng: np.random.Generator, art: Art, styles: tuple[str, ...]) -> Pictogram:
@@ -185,45 +267,66 @@ def _pick(rng: np.random.Generator, art: Art, styles: tuple[str, ...]) -> Pictog
     return drawings[rng.integers(len(drawings))]
 
 
-def _draw_at_random(
+def _pick_alike(rng: np.random.Generator, art: Art, pictogram: Pictogram) -> Pictogram:
+    """Another drawing of the same concept in the same style, if there is one."""
+    drawings = art.by_label_and_style[pictogram.label, pictogram.style]
+    return drawings[rng.integers(len(drawings))] if rng.random() < 0.3 else pictogram
+
+
+def _draw(
     rng: np.random.Generator,
+    art: Art,
     pictogram: Pictogram,
+    length_px: float,
     others: list[_Placed],
+    beside_share: float,
     size_px: int,
-    shrink: float,
-    *,
-    upright: bool,
 ) -> _Placed:
-    low, high = OBJECT_PX
-    length_px = max(low, low * (high / low) ** rng.random() * shrink) * size_px / REFERENCE_PX
+    """A pictogram at a random place, with a chance of `beside_share` close to one of `others`."""
+    rgba = _turned(rng, art, pictogram, length_px, size_px)
+    height, width = rgba.shape[:2]
+    x, y = _centre(rng, width, height, others, beside_share, size_px)
+    return _put(pictogram, rgba, round(x - width / 2), round(y - height / 2), size_px)
+
+
+def _turned(
+    rng: np.random.Generator, art: Art, pictogram: Pictogram, length_px: float, size_px: int
+) -> Canvas:
+    """A pictogram scaled, turned, perhaps mirrored, and slightly recoloured: premultiplied RGBA."""
+    mirrored = rng.random() < 0.3 and not art.concept_by_label[pictogram.label].upright
     rgba = _transform(
         pictogram,
-        length_px,
+        max(length_px, OBJECT_PX[0] * size_px / REFERENCE_PX),
         angle_deg=float(rng.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG)),
-        flip=bool(rng.random() < 0.3 and not upright),
+        flip=bool(mirrored),
     )
-    rgba = cv2.transform(rgba, _appearance(rng))
-    np.clip(rgba, 0, rgba[..., 3:], out=rgba)
-    height, width = rgba.shape[:2]
+    recoloured = np.asarray(cv2.transform(rgba, _appearance(rng)), np.float32)
+    return np.clip(recoloured, 0, recoloured[..., 3:], out=recoloured)
 
-    x, y = _centre(rng, width, height, others, size_px)
-    left, top = round(x - width / 2), round(y - height / 2)
-    silhouette = rgba[..., 3] > 127.5
+
+def _put(pictogram: Pictogram, rgba: Canvas, left: int, top: int, size_px: int) -> _Placed:
+    silhouette = np.ascontiguousarray(rgba[..., 3]) > 127.5
     full_mask = np.zeros((size_px, size_px), bool)
-    inside, of_patch = _overlap(left, top, width, height, size_px)
+    inside, of_patch = _overlap(left, top, rgba.shape[1], rgba.shape[0], size_px)
     full_mask[inside] = silhouette[of_patch]
-    return _Placed(pictogram, rgba, left, top, int(silhouette.sum()), full_mask)
+    area = int(np.count_nonzero(silhouette))
+    return _Placed(pictogram, rgba, left, top, area, full_mask, inside)
 
 
 def _centre(
-    rng: np.random.Generator, width: int, height: int, others: list[_Placed], size_px: int
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    others: list[_Placed],
+    beside_share: float,
+    size_px: int,
 ) -> tuple[float, float]:
     """A random centre, often close to another object so that there is something to say."""
     # At most a corner may leave the canvas; what is wider than it sits in the middle.
     low_x, low_y = min(0.42 * width, size_px / 2), min(0.42 * height, size_px / 2)
     x = rng.uniform(low_x, size_px - low_x)
     y = rng.uniform(low_y, size_px - low_y)
-    if others and rng.random() < 0.35:
+    if others and rng.random() < beside_share:
         other = others[rng.integers(len(others))]
         other_height, other_width = other.rgba.shape[:2]
         angle = rng.uniform(0, 2 * np.pi)
@@ -236,35 +339,46 @@ def _centre(
     )
 
 
-def _all_can_be_seen(placed: list[_Placed], size_px: int) -> bool:
+def _all_can_be_seen(
+    placed: list[_Placed], seen: list[Mask], candidate: _Placed, size_px: int
+) -> bool:
+    """Whether enough is left of everything when `candidate` covers some of what is seen so far."""
     least = MIN_VISIBLE_PX * (size_px / REFERENCE_PX) ** 2
-    covered = np.zeros((size_px, size_px), bool)
-    for item in reversed(placed):
-        visible = np.count_nonzero(item.full_mask & ~covered)
-        if visible < max(least, MIN_VISIBLE_FRACTION * item.full_area):
+    cover = candidate.full_mask[candidate.inside]
+    if np.count_nonzero(cover) < max(least, MIN_VISIBLE_FRACTION * candidate.full_area):
+        return False
+    for item, mask in zip(placed, seen, strict=True):
+        hidden = np.count_nonzero(mask[candidate.inside] & cover)
+        # Counting all of a mask is dear, and most are far from the candidate.
+        if hidden and np.count_nonzero(mask) - hidden < max(
+            least, MIN_VISIBLE_FRACTION * item.full_area
+        ):
             return False
-        covered |= item.full_mask
     return True
 
 
-@lru_cache(maxsize=4096)
-def _pyramid(pictogram: Pictogram) -> tuple[NDArray[np.uint8], ...]:
-    """Premultiplied RGBA at full, half and quarter size: bilinear alone aliases below a half."""
-    premultiplied = pictogram.rgba.astype(np.float32)
-    premultiplied[..., :3] *= premultiplied[..., 3:] / 255
-    levels = [premultiplied]
-    for _ in range(2):
-        height, width = levels[-1].shape[:2]
+@lru_cache(maxsize=256)
+def _premultiplied(pictogram: Pictogram, level: int) -> NDArray[np.uint8]:
+    """RGBA at full, half or quarter size: bilinear alone aliases below a half.
+
+    Few are kept: there are thousands of drawings, and every worker process has its own cache.
+    """
+    rgba = np.ascontiguousarray(pictogram.rgba)
+    opaque = cv2.cvtColor(rgba[..., 3], cv2.COLOR_GRAY2BGRA)
+    opaque[..., 3] = 255
+    scaled = cv2.multiply(rgba, opaque, scale=1 / 255)
+    for _ in range(level):
+        height, width = scaled.shape[:2]
         half = (max(width // 2, 1), max(height // 2, 1))
-        levels.append(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA))
-    return tuple(np.rint(level).astype(np.uint8) for level in levels)
+        scaled = cv2.resize(scaled, half, interpolation=cv2.INTER_AREA)
+    return np.asarray(scaled, np.uint8)
 
 
 def _transform(pictogram: Pictogram, length_px: float, *, angle_deg: float, flip: bool) -> Canvas:
     """The pictogram with its longer side at `length_px`, turned, premultiplied."""
     longest = max(pictogram.rgba.shape[:2])
     level = int(np.clip(np.floor(np.log2(1.2 * longest / length_px)), 0, 2))
-    source = _pyramid(pictogram)[level]
+    source = _premultiplied(pictogram, level)
     height, width = source.shape[:2]
     scale = length_px / max(height, width)
     cos, sin = scale * np.cos(np.radians(angle_deg)), scale * np.sin(np.radians(angle_deg))
@@ -320,8 +434,8 @@ def _render(rng: np.random.Generator, placed: list[_Placed], size_px: int) -> ND
             _darken(canvas, item, shadow, shift)
         inside, of_patch = _overlap(item.left, item.top, width, height, size_px)
         patch = item.rgba[of_patch]
-        canvas[inside] *= 1 - patch[..., 3:] / 255
-        canvas[inside] += patch[..., :3]
+        canvas[inside] *= _three_channels(1 - patch[..., 3] / np.float32(255))
+        canvas[inside] += cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
     return _photograph(rng, canvas)
 
 
@@ -330,12 +444,17 @@ def _darken(canvas: Canvas, item: _Placed, strength: float, shift: tuple[float, 
     height, width = item.rgba.shape[:2]
     longest = max(height, width)
     blur_px = max(1, round(longest * 0.06))
-    alpha = np.pad(item.rgba[..., 3], 2 * blur_px)
+    alpha = cv2.copyMakeBorder(item.rgba[..., 3], *(2 * blur_px,) * 4, cv2.BORDER_CONSTANT)
     soft = cv2.blur(cv2.blur(alpha, (2 * blur_px + 1,) * 2), (blur_px + 1,) * 2)
     left = item.left - 2 * blur_px + round(shift[0] * longest)
     top = item.top - 2 * blur_px + round(shift[1] * longest)
     inside, of_patch = _overlap(left, top, soft.shape[1], soft.shape[0], canvas.shape[0])
-    canvas[inside] *= 1 - strength / 255 * soft[of_patch][..., None]
+    canvas[inside] *= _three_channels(1 - np.float32(strength / 255) * soft[of_patch])
+
+
+def _three_channels(plane: Canvas) -> Canvas:
+    """A plane (H, W) three times over: numpy is slow where it has to repeat the last axis."""
+    return np.asarray(cv2.cvtColor(plane, cv2.COLOR_GRAY2RGB), np.float32)
 
 
 def _photograph(rng: np.random.Generator, canvas: Canvas) -> NDArray[np.uint8]:
