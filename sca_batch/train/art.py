@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.train.phrases import plural_of
 
 ICON_PX = 128
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
@@ -153,6 +154,9 @@ def read_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
         for row in json.loads(path.read_text(encoding="utf-8"))
     ]
     owner = {name: concept.label for concept in concepts for name in concept.names}
+    for concept in concepts:  # a bucket of popcorn is no bucket
+        if concept.measure is not None:
+            owner |= dict.fromkeys((concept.measure, plural_of(concept.measure)), concept.label)
     longer: dict[str, list[str]] = {concept.label: [] for concept in concepts}
     for name, label in owner.items():
         words = name.split()

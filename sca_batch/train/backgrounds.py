@@ -63,8 +63,9 @@ def _gradient(rng: np.random.Generator, size_px: int) -> Canvas:
 
 
 def _blend(weight: Canvas, first: NDArray[np.float32], second: NDArray[np.float32]) -> Canvas:
-    mixed: Canvas = (first + weight[..., None] * (second - first)).astype(np.float32)
-    return mixed
+    by_colour = np.stack([second - first, first], axis=1).astype(np.float32)
+    ends = cv2.merge([np.asarray(weight, np.float32), np.ones(weight.shape, np.float32)])
+    return np.asarray(cv2.transform(ends, by_colour), np.float32)
 
 
 def _texture(rng: np.random.Generator, size_px: int) -> Canvas:
@@ -135,7 +136,9 @@ def _photo(rng: np.random.Generator, size_px: int) -> Canvas:
     # A sharp cat that carries no label would teach the model not to see cats.
     blur_px = rng.uniform(5, 9) if shows_a_concept else rng.uniform(0.1, 3)
     canvas = blur(np.asarray(resized, np.float32), blur_px * size_px / REFERENCE_PX)
-    return _blend(np.full(canvas.shape[:2], rng.uniform(0, 0.5), np.float32), canvas, _colour(rng))
+    tint = rng.uniform(0, 0.5)
+    towards = np.column_stack([(1 - tint) * np.eye(3), tint * _colour(rng)]).astype(np.float32)
+    return np.asarray(cv2.transform(canvas, towards), np.float32)
 
 
 @cache

@@ -30,7 +30,7 @@ from sca_batch.train.art import (
     fetch_package,
     names_drawn_by,
 )
-from sca_batch.train.colours import colour_word
+from sca_batch.train.colours import COLOUR_WORDS, colour_word
 from sca_batch.train.phrases import plural_of
 
 __all__ = ["Entry", "build_table", "read_words", "slug_of"]
@@ -39,6 +39,8 @@ WORDS_FILE = Path(__file__).with_name("concept_words.txt")
 EMOJIBASE = Package("emojibase-data", "17.0.0")
 # Smileys, people, animals, food, travel, activities and objects; not symbols, flags, components.
 GROUPS = (0, 1, 3, 4, 5, 6, 7)
+# Nobody calls a person in blue a blue person, or a city at dusk a purple one.
+WITHOUT_COLOUR = ("person", "place")
 LEAST_STYLES = 3  # training styles that must draw a concept
 
 
@@ -185,8 +187,17 @@ def build_table(
         if len(styles & set(TRAIN_STYLES)) < LEAST_STYLES:
             raise ScaError(f"{entry.label!r} is drawn only in {sorted(styles)}")
         row = _words_of(entry)
+        says_colours = entry.kind not in WITHOUT_COLOUR and not {*entry.label.split()} & {
+            *COLOUR_WORDS
+        }
         row["icons"] = [
-            {"name": icon.name, "codepoint": icon.codepoint, "colours": icon.colours}
+            {
+                "name": icon.name,
+                "codepoint": icon.codepoint,
+                "colours": {
+                    style: word if says_colours else None for style, word in icon.colours.items()
+                },
+            }
             for icon in concept_icons
         ]
         rows.append(row)

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sca_batch.train.art import Concept
+if TYPE_CHECKING:
+    from sca_batch.train.art import Concept
 
 __all__ = [
     "MAX_CAPTION_WORDS",
@@ -46,9 +49,8 @@ _AFTER_SUBJECT = re.compile(
 
 def box_of(mask: Mask) -> NDArray[np.float32]:
     """The tightest box around a mask that is not empty, x1 and y1 exclusive."""
-    columns = np.flatnonzero(mask.any(axis=0))
-    rows = np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return np.array([left, top, left + width, top + height], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,7 +334,11 @@ _POSITIONS = {
     "top": ("at the top", "near the top"),
     "bottom": ("at the bottom", "near the bottom"),
     **{
-        f"{row} {side}": (f"in the {row} {side}", f"in the {row} {side} corner", f"at the {row} {side}")
+        f"{row} {side}": (
+            f"in the {row} {side}",
+            f"in the {row} {side} corner",
+            f"at the {row} {side}",
+        )
         for row in ("top", "bottom")
         for side in ("left", "right")
     },

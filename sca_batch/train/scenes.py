@@ -224,7 +224,7 @@ def _place_densely(
         height, width = rgba.shape[:2]
         # All tries at once: a loop over them would cost more than drawing the object.
         corners = rng.uniform(0, [size_px - width, size_px - height], (60, 2)).round()
-        tries = np.concatenate([corners, corners + [width, height]], axis=1)
+        tries = np.concatenate([corners, corners + np.array([width, height])], axis=1)
         free = np.flatnonzero(_shared_fraction(tries, frames) <= DENSE_OVERLAP)
         if not len(free):
             continue
@@ -300,13 +300,12 @@ def _turned(
         angle_deg=float(rng.uniform(-MAX_ROTATION_DEG, MAX_ROTATION_DEG)),
         flip=bool(mirrored),
     )
-    rgba = cv2.transform(rgba, _appearance(rng))
-    np.clip(rgba, 0, rgba[..., 3:], out=rgba)
-    return rgba
+    recoloured = np.asarray(cv2.transform(rgba, _appearance(rng)), np.float32)
+    return np.clip(recoloured, 0, recoloured[..., 3:], out=recoloured)
 
 
 def _put(pictogram: Pictogram, rgba: Canvas, left: int, top: int, size_px: int) -> _Placed:
-    silhouette = rgba[..., 3] > 127.5
+    silhouette = np.ascontiguousarray(rgba[..., 3]) > 127.5
     full_mask = np.zeros((size_px, size_px), bool)
     inside, of_patch = _overlap(left, top, rgba.shape[1], rgba.shape[0], size_px)
     full_mask[inside] = silhouette[of_patch]
@@ -365,18 +364,14 @@ def _premultiplied(pictogram: Pictogram, level: int) -> NDArray[np.uint8]:
     Few are kept: there are thousands of drawings, and every worker process has its own cache.
     """
     rgba = np.ascontiguousarray(pictogram.rgba)
-    if level:
-        height, width = rgba.shape[:2]
-        half = (max(width >> level, 1), max(height >> level, 1))
-        # In 16 bits, because averages of products of 8-bit numbers lose the dark edges.
-        product = rgba.astype(np.uint16)
-        product[..., :3] *= product[..., 3:]
-        product[..., 3] *= 255
-        small = cv2.resize(product, half, interpolation=cv2.INTER_AREA)
-        return np.asarray(cv2.convertScaleAbs(small, alpha=1 / 255), np.uint8)
     opaque = cv2.cvtColor(rgba[..., 3], cv2.COLOR_GRAY2BGRA)
     opaque[..., 3] = 255
-    return np.asarray(cv2.multiply(rgba, opaque, scale=1 / 255), np.uint8)
+    scaled = cv2.multiply(rgba, opaque, scale=1 / 255)
+    for _ in range(level):
+        height, width = scaled.shape[:2]
+        half = (max(width // 2, 1), max(height // 2, 1))
+        scaled = cv2.resize(scaled, half, interpolation=cv2.INTER_AREA)
+    return np.asarray(scaled, np.uint8)
 
 
 def _transform(pictogram: Pictogram, length_px: float, *, angle_deg: float, flip: bool) -> Canvas:
@@ -439,8 +434,8 @@ def _render(rng: np.random.Generator, placed: list[_Placed], size_px: int) -> ND
             _darken(canvas, item, shadow, shift)
         inside, of_patch = _overlap(item.left, item.top, width, height, size_px)
         patch = item.rgba[of_patch]
-        canvas[inside] *= 1 - patch[..., 3:] / 255
-        canvas[inside] += patch[..., :3]
+        canvas[inside] *= _three_channels(1 - patch[..., 3] / np.float32(255))
+        canvas[inside] += cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
     return _photograph(rng, canvas)
 
 
@@ -449,12 +444,17 @@ def _darken(canvas: Canvas, item: _Placed, strength: float, shift: tuple[float, 
     height, width = item.rgba.shape[:2]
     longest = max(height, width)
     blur_px = max(1, round(longest * 0.06))
-    alpha = np.pad(item.rgba[..., 3], 2 * blur_px)
+    alpha = cv2.copyMakeBorder(item.rgba[..., 3], *(2 * blur_px,) * 4, cv2.BORDER_CONSTANT)
     soft = cv2.blur(cv2.blur(alpha, (2 * blur_px + 1,) * 2), (blur_px + 1,) * 2)
     left = item.left - 2 * blur_px + round(shift[0] * longest)
     top = item.top - 2 * blur_px + round(shift[1] * longest)
     inside, of_patch = _overlap(left, top, soft.shape[1], soft.shape[0], canvas.shape[0])
-    canvas[inside] *= 1 - strength / 255 * soft[of_patch][..., None]
+    canvas[inside] *= _three_channels(1 - np.float32(strength / 255) * soft[of_patch])
+
+
+def _three_channels(plane: Canvas) -> Canvas:
+    """A plane (H, W) three times over: numpy is slow where it has to repeat the last axis."""
+    return np.asarray(cv2.cvtColor(plane, cv2.COLOR_GRAY2RGB), np.float32)
 
 
 def _photograph(rng: np.random.Generator, canvas: Canvas) -> NDArray[np.uint8]:

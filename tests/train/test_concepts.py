@@ -1,11 +1,16 @@
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
 
 from sca_batch.train.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
-from sca_batch.train.concept_table import read_words
+from sca_batch.train.colours import COLOUR_WORDS, colour_word
+from sca_batch.train.concept_table import read_words, slug_of
+from sca_batch.train.phrases import caption_subject, count_phrase, noun_phrase
+from sca_batch.train.scoring import names_concept
 
 CONCEPTS = read_concepts()
 
@@ -33,6 +38,76 @@ def test_no_word_names_two_concepts_and_no_drawing_shows_two():
 
 def test_the_table_is_what_the_written_words_say():
     entries, _ = read_words()
-    assert [(e.label, e.kind, e.synonyms, e.measure) for e in entries] == [
-        (c.label, c.kind, c.synonyms, c.measure) for c in CONCEPTS
+    assert [(e.label, e.kind, e.synonyms, e.measure, e.article, e.upright) for e in entries] == [
+        (c.label, c.kind, c.synonyms, c.measure, c.article, c.upright) for c in CONCEPTS
     ]
+    for entry, concept in zip(entries, CONCEPTS, strict=True):
+        assert {icon.name for icon in concept.icons} == {slug_of(name) for name in entry.drawings}
+
+
+def test_labels_are_lower_case_and_end_where_a_subject_ends():
+    for concept in CONCEPTS:
+        for name in concept.names:
+            assert re.fullmatch(r"[a-z][a-z0-9 -]*", name), name
+            assert caption_subject(f"a {name}") == f"a {name}"
+            assert len(name.split()) <= 6
+
+
+def test_a_phrase_names_its_own_concept_and_no_other():
+    by_word = {}
+    for concept in CONCEPTS:
+        for name in concept.names:
+            by_word.setdefault(name.split()[0], set()).add(concept.label)
+    concepts = {concept.label: concept for concept in CONCEPTS}
+    for concept in CONCEPTS:
+        colours = {word for icon in concept.icons for word in icon.colours.values()}
+        phrases = {noun_phrase(concept, size="small", colour=colour) for colour in colours}
+        phrases |= {noun_phrase(concept), concept.label, count_phrase(concept, 2) or concept.label}
+        for phrase in phrases:
+            assert names_concept(phrase, concept), phrase
+            # Only a concept with a name that starts at some word of the phrase can be in it.
+            near = {label for word in phrase.split() for label in by_word.get(word, ())}
+            for label in near - {concept.label}:
+                assert not names_concept(phrase, concepts[label]), (phrase, label)
+
+
+def test_colours_are_left_out_where_a_label_has_one_and_where_nobody_would_say_them():
+    for concept in CONCEPTS:
+        said = {word for icon in concept.icons for word in icon.colours.values()} - {None}
+        assert {part for word in said for part in word.split(" and ")} <= set(COLOUR_WORDS)
+        if concept.kind == "person" or set(concept.label.split()) & set(COLOUR_WORDS):
+            assert not said, concept.label
+
+
+@pytest.mark.parametrize(
+    ("rgb", "word"),
+    [
+        ((221, 46, 68), "red"),
+        ((244, 144, 12), "orange"),
+        ((255, 204, 77), "yellow"),
+        ((92, 145, 59), "green"),
+        ((59, 136, 195), "blue"),
+        ((146, 102, 204), "purple"),
+        ((244, 171, 186), "pink"),
+        ((193, 105, 79), "brown"),
+        ((41, 47, 51), "black"),
+        ((153, 170, 181), "gray"),
+        ((245, 248, 250), "white"),
+        ((255, 176, 46), None),  # between orange and yellow
+        ((64, 224, 208), None),  # between green and blue
+    ],
+)
+def test_a_drawing_of_one_paint_has_its_colour_word(rgb, word):
+    rgba = np.zeros((20, 20, 4), np.uint8)
+    rgba[2:18, 2:18] = [*rgb, 255]
+    assert colour_word(rgba) == word
+
+
+def test_a_drawing_of_two_paints_has_a_word_only_if_one_prevails_or_white_is_half():
+    rgba = np.full((20, 20, 4), 255, np.uint8)
+    rgba[:10, :, :3] = 221, 46, 68
+    assert colour_word(rgba) == "red and white"
+    rgba[10:, :, :3] = 92, 145, 59
+    assert colour_word(rgba) is None
+    rgba[:16, :, :3] = 221, 46, 68
+    assert colour_word(rgba) == "red"

@@ -19,13 +19,15 @@ from sca_batch.train.art import (  # noqa: E402
     fetch_package,
 )
 from sca_batch.train.phrases import (  # noqa: E402
+    Arrangement,
     caption_subject,
+    count_phrase,
     noun_phrase,
-    position_word,
-    relation_word,
+    plural_of,
 )
 from sca_batch.train.scenes import (  # noqa: E402
     HELD_OUT_FIRST_SEED,
+    MIN_VISIBLE_PX,
     Scene,
     compose_scene,
     compose_scenes,
@@ -39,6 +41,7 @@ SHAPES = {
     "tongs": ("pair of", "blue", (30, 40, 225)),
     "arch": (None, None, (30, 40, 225)),
 }
+PLURALS = {"disc": "discs", "plank": "planks", "arch": "arches"}
 CHANNEL = {"disc": 0, "plank": 1, "tongs": 2, "arch": 2}
 NUM_SCENES = 60
 
@@ -63,7 +66,10 @@ def draw(label: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def art() -> Art:
     return Art(
-        concepts=tuple(Concept(label, measure=row[0]) for label, row in SHAPES.items()),
+        concepts=tuple(
+            Concept(label, measure=row[0], plural=None if row[0] else PLURALS[label])
+            for label, row in SHAPES.items()
+        ),
         pictograms=tuple(
             Pictogram(label, style, label, row[1], draw(label))
             for label, row in SHAPES.items()
@@ -77,8 +83,13 @@ def scenes(art: Art) -> list[Scene]:
     return list(compose_scenes(art, split="train", num_scenes=NUM_SCENES))
 
 
+@pytest.fixture(scope="module")
+def dense_scenes(art: Art) -> list[Scene]:
+    return list(compose_scenes(art, split="train", num_scenes=25, layout="dense"))
+
+
 def names(phrase: str, label: str) -> bool:
-    return re.search(rf"\b{label}\b", phrase) is not None
+    return re.search(rf"\b(?:{label}|{PLURALS.get(label, label)})\b", phrase) is not None
 
 
 def test_a_seed_means_the_same_scene_on_every_call(art):
@@ -166,7 +177,7 @@ def test_captions_are_short_lower_case_different_and_about_their_object(scenes):
         for concept, captions in zip(scene.concepts, scene.captions, strict=True):
             assert len(set(captions)) == len(captions) >= 2
             for caption in captions:
-                assert len(caption.split()) <= 12
+                assert len(caption.split()) <= 14
                 assert caption == caption.lower()
                 assert names(caption_subject(caption), concept)
                 others = set(SHAPES) - {concept}
@@ -183,24 +194,26 @@ def test_colour_words_are_those_of_the_drawing(scenes):
 
 
 def test_size_words_agree_with_the_visible_area(scenes):
-    said_of = {"small": [], "large": []}
+    said_of = {"small": [], "little": [], "tiny": [], "large": [], "big": []}
     for scene in scenes:
         for mask, captions in zip(scene.masks, scene.captions, strict=True):
             for word in {word for c in captions for word in caption_subject(c).split()}:
                 if word in said_of:
                     said_of[word].append(mask.mean())
-    assert max(said_of["small"]) < 0.02
-    assert min(said_of["large"]) > 0.08
+    assert max(said_of["small"] + said_of["little"]) < 0.02
+    assert max(said_of["tiny"]) < 0.008
+    assert min(said_of["large"] + said_of["big"]) > 0.08
 
 
-def test_position_words_agree_with_the_middle_of_the_box(scenes):
+def test_position_words_agree_with_the_middle_of_the_box(scenes, dense_scenes):
     bands = {"left": (0, 0), "right": (0, 2), "top": (1, 0), "bottom": (1, 2)}
     seen = set()
-    for scene in scenes:
+    for scene in [*scenes, *dense_scenes]:
         for box, captions in zip(scene.boxes_xyxy, scene.captions, strict=True):
             thirds = np.minimum((box[:2] + box[2:]) / 2 / 256 * 3, 2).astype(int)
             for caption in captions:
-                words = set(caption[len(caption_subject(caption)) :].split())
+                rest = caption[len(caption_subject(caption)) :]
+                words = set() if "to the" in rest else set(rest.split())
                 for word in words & set(bands):
                     axis, third = bands[word]
                     assert thirds[axis] == third, caption
@@ -215,37 +228,64 @@ def holds(scene: Scene, wording: str, i: int, j: int) -> bool:
     """Whether a relation is true of two objects, judged from masks without the composer's code."""
     a, b = scene.masks[i], scene.masks[j]
     a_full, b_full = scene.full_masks[i], scene.full_masks[j]
-    if wording == "in front of":
+    if wording in ("in front of", "overlapping"):
         return bool(i > j and (a & b_full).any())
-    if wording in ("behind", "partly hidden behind"):
+    if wording.startswith(("behind", "partly")):
         return bool(i < j and (b & a_full).any())
     if (a_full & b_full).any():
         return False
     (ay, ax), (by, bx) = np.nonzero(a), np.nonzero(b)
     if wording == "above":
         return bool(ay.max() < by.min())
-    if wording in ("below", "under"):
+    if wording in ("below", "under", "beneath"):
         return bool(ay.min() > by.max())
     reach = cv2.dilate(a.astype(np.uint8), np.ones((129, 129), np.uint8)) > 0
-    return bool((reach & b).any() and (ax.max() < bx.min() or bx.max() < ax.min()))
+    left, right = ax.max() < bx.min(), bx.max() < ax.min()
+    if wording == "to the left of":
+        right = False
+    elif wording == "to the right of":
+        left = False
+    return bool((reach & b).any() and (left or right))
 
 
-def test_relations_hold_between_the_object_and_one_that_is_named(scenes):
+def test_relations_hold_between_the_object_and_all_that_are_named(scenes):
     pattern = re.compile(
-        r" (partly hidden behind|in front of|behind|next to|beside|above|below|under) (.+)"
+        r" (partly (?:hidden|covered) (?:behind|by)|in front of|overlapping|behind|next to|beside"
+        r"|close to|to the left of|to the right of|above|below|under|beneath) (.+)"
     )
-    seen = set()
+    seen, counted = set(), 0
     for scene in scenes:
         for i, captions in enumerate(scene.captions):
             for caption in captions:
                 if match := pattern.search(caption):
                     wording, other = match.groups()
                     seen.add(wording)
-                    assert any(
-                        j != i and names(other, concept) and holds(scene, wording, i, j)
+                    so = [
+                        holds(scene, wording, i, j)
                         for j, concept in enumerate(scene.concepts)
-                    ), caption
-    assert {"in front of", "behind", "next to", "above", "below"} <= seen
+                        if j != i and names(other, concept)
+                    ]
+                    if other.split()[0] in ("two", "three"):
+                        counted += 1
+                        assert len(so) == {"two": 2, "three": 3}[other.split()[0]], caption
+                        assert all(so), caption
+                    else:
+                        assert any(so), caption
+    assert counted
+    assert seen >= {"in front of", "behind", "next to", "to the left of", "to the right of"}
+    assert seen >= {"above", "below", "partly hidden by", "overlapping"}
+
+
+def test_one_of_several_counts_what_the_picture_shows(scenes):
+    seen = 0
+    for scene in scenes:
+        for concept, captions in zip(scene.concepts, scene.captions, strict=True):
+            for caption in captions:
+                if match := re.match(r"one of (two|three|four|five) ", caption):
+                    seen += 1
+                    number = ["two", "three", "four", "five"].index(match[1]) + 2
+                    assert scene.concepts.count(concept) == number, caption
+    assert seen
 
 
 def test_relation_and_position_of_boxes_drawn_by_hand():
@@ -254,12 +294,13 @@ def test_relation_and_position_of_boxes_drawn_by_hand():
     full_masks[1, 20:40, 20:40] = True  # over a corner of the first
     full_masks[2, 20:40, 42:60] = True  # to the right of the second
     full_masks[3, 70:85, 10:30] = True  # far below the first
-    masks = visible_masks(full_masks)
-    assert relation_word(0, 1, masks, full_masks) == "behind"
-    assert relation_word(1, 0, masks, full_masks) == "in front of"
-    assert relation_word(1, 2, masks, full_masks) == "next to"
-    assert relation_word(0, 3, masks, full_masks) is None
-    assert [position_word(mask) for mask in masks] == [
+    drawn = Arrangement(visible_masks(full_masks), full_masks)
+    assert drawn.relation_word(0, 1) == "behind"
+    assert drawn.relation_word(1, 0) == "in front of"
+    assert drawn.relation_word(1, 2) == "left of"
+    assert drawn.relation_word(2, 1) == "right of"
+    assert drawn.relation_word(0, 3) is None
+    assert [drawn.position_word(i) for i in range(4)] == [
         "top left",
         "center",
         "center",
@@ -267,12 +308,87 @@ def test_relation_and_position_of_boxes_drawn_by_hand():
     ]
 
 
+def test_a_dense_scene_has_many_small_objects_that_can_all_be_seen(dense_scenes):
+    numbers = [len(scene.concepts) for scene in dense_scenes]
+    assert np.mean(numbers) > 12
+    assert max(numbers) <= 20
+    for scene in dense_scenes:
+        sides = (scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]).max(axis=1)
+        assert sides.max() <= 72 + 25
+        assert scene.masks.sum(axis=(1, 2)).min() >= MIN_VISIBLE_PX
+        seen = scene.masks.sum(axis=(1, 2)) / scene.full_masks.sum(axis=(1, 2))
+        assert seen.min() >= 0.4
+        assert seen.mean() > 0.9
+        np.testing.assert_array_equal(scene.masks, visible_masks(scene.full_masks))
+        assert all(len(captions) >= 2 for captions in scene.captions)
+
+
+def test_an_unknown_layout_is_refused(art):
+    with pytest.raises(ValueError, match="neither 'natural' nor 'dense'"):
+        compose_scene(0, art, layout="sparse")
+
+
+def test_a_style_that_lacks_a_concept_never_shows_it():
+    some = Art(
+        concepts=(Concept("disc"), Concept("plank")),
+        pictograms=tuple(
+            Pictogram(label, style, label, None, draw(label))
+            for label, style in (
+                ("disc", TRAIN_STYLES[0]),
+                ("plank", TRAIN_STYLES[0]),
+                ("plank", TRAIN_STYLES[1]),
+            )
+        ),
+    )
+    shown = {
+        pair
+        for seed in range(12)
+        for pair in zip(*(lambda s: (s.concepts, s.styles))(compose_scene(seed, some)), strict=True)
+    }
+    assert shown == {(p.label, p.style) for p in some.pictograms}
+
+
 def test_phrases_put_article_measure_and_colour_where_english_does():
     assert noun_phrase(Concept("umbrella")) == "an umbrella"
     assert noun_phrase(Concept("apple"), colour="green") == "a green apple"
+    assert noun_phrase(Concept("fog", article="some"), size="small") == "some small fog"
+    assert noun_phrase(Concept("statue of liberty", article="the")) == "the statue of liberty"
+    assert noun_phrase(Concept("santa claus", article="")) == "santa claus"
     assert noun_phrase(Concept("scissors", measure="pair of"), size="small", colour="red") == (
         "a small pair of red scissors"
     )
+
+
+@pytest.mark.parametrize(
+    ("label", "article"),
+    [("owl", "an"), ("hourglass", "an"), ("unicorn", "a"), ("x-ray", "an"), ("ufo", "a")],
+)
+def test_an_article_follows_the_sound(label, article):
+    assert noun_phrase(Concept(label)) == f"{article} {label}"
+    assert noun_phrase(Concept(label), size="small") == f"a small {label}"
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [
+        ("box", "boxes"),
+        ("baby", "babies"),
+        ("monkey", "monkeys"),
+        ("kitchen knife", "kitchen knives"),
+        ("person with crown", "people with crown"),
+        ("cup of coffee", "cups of coffee"),
+        ("loaf of", "loaves of"),
+        ("sheep", "sheep"),
+    ],
+)
+def test_a_plural_is_that_of_the_head_noun(noun, plural):
+    assert plural_of(noun) == plural
+
+
+def test_what_is_counted_comes_in_the_plural_with_its_measure():
+    assert count_phrase(Concept("apple", plural="apples"), 2, colour="red") == "two red apples"
+    assert count_phrase(Concept("pizza", measure="slice of"), 3) == "three slices of pizza"
+    assert count_phrase(Concept("fog", article="some"), 2) is None
 
 
 @pytest.mark.parametrize(
@@ -281,6 +397,8 @@ def test_phrases_put_article_measure_and_colour_where_english_does():
         ("a dog", "a dog"),
         ("a dog next to a banana", "a dog"),
         ("a small bird partly hidden behind a red bus", "a small bird"),
+        ("one of two apples to the left of a dog", "one of two apples"),
+        ("a person with arms over head overlapping a bus", "a person with arms over head"),
         ("a slice of pizza in the top left corner", "a slice of pizza"),
     ],
 )
