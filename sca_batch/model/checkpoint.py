@@ -32,7 +32,7 @@ from sca_batch.model.config import (
     text_config_from_dict,
 )
 from sca_batch.model.language import restore_buffers
-from sca_batch.model.sca import ScaModel
+from sca_batch.model.sca import PromptableSam, ScaModel
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 
@@ -46,6 +46,7 @@ __all__ = [
     "published_state",
     "read_parts",
     "save_checkpoint",
+    "save_sam",
     "stored_dtypes",
     "weight_files",
     "weights_digest",
@@ -165,6 +166,21 @@ def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None 
     (folder / "config.json").write_text(config, encoding="utf-8")
 
 
+def save_sam(sam: PromptableSam, folder: Path) -> None:
+    """Writes a SAM alone, in the layout that `read_parts` takes for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {published_name(name): value for name, value in sam.state_dict().items()}
+    state[_POSITION_TWIN] = state.pop(_POSITION)
+    writing = folder / f".model-{os.getpid()}.safetensors"
+    save_file({n: v.detach().contiguous() for n, v in state.items()}, writing, metadata={"format": "pt"})
+    writing.replace(folder / "model.safetensors")
+    whole = sam.config.to_dict()
+    kept = ("timm_vision_name", "timm_levels", "vision_config", "prompt_encoder_config")
+    config = {"model_type": "sam"} | {key: whole[key] for key in kept if key in whole}
+    config["mask_decoder_config"] = whole["mask_caption_decoder_config"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def published_state(model: ScaModel, *, with_ties: bool = False) -> dict[str, Tensor]:
     """The state dict under published names; shared tensors stand once unless `with_ties`.
 
@@ -217,6 +233,8 @@ def compose(
         num_caption_heads=num_caption_heads,
         num_task_tokens=len(tasks) // 2,
         tokenizer_name=parts.tokenizer_name,
+        timm_vision_name=parts.timm_vision_name,
+        timm_levels=parts.timm_levels,
     )
     where = f"sam={sam}, lm={language_model}, mixer={mixer}"
     return assemble(config, parts.state | own, parts.tokenizer, where=where)
@@ -231,6 +249,8 @@ class Parts:
     tokenizer_name: str
     tokenizer: CaptionTokenizer | None
     state: dict[str, Tensor] = dataclasses.field(repr=False)
+    timm_vision_name: str = ""
+    timm_levels: tuple[int, ...] = ()
 
 
 def read_parts(sam: Path, language_model: Path) -> Parts:
@@ -239,6 +259,11 @@ def read_parts(sam: Path, language_model: Path) -> Parts:
     `sam` is a folder in the layout of transformers or one of segment_anything's `.pth` files.
     """
     sam_config, sam_state = _read_sam(sam)
+    levels = _read_json(sam / "config.json", "SAM").get("timm_levels") if sam.is_dir() else None
+    pyramid = {}
+    if levels:
+        raw = _read_json(sam / "config.json", "SAM")
+        pyramid = {"timm_vision_name": str(raw["timm_vision_name"]), "timm_levels": tuple(levels)}
     text_path = language_model / "config.json"
     text_raw = _read_json(text_path, "a language model's folder")
     text = text_config_from_dict(text_raw, where=str(text_path))
@@ -253,6 +278,7 @@ def read_parts(sam: Path, language_model: Path) -> Parts:
         tokenizer_name=str(text_raw.get("_name_or_path") or ""),
         tokenizer=tokenizer,
         state=sam_state | _language_names(read_weights(language_model)),
+        **pyramid,
     )
 
 

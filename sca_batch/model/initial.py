@@ -72,7 +72,8 @@ def initial_model(
         num_caption_tokens=caption_tokens,
         num_task_tokens=task_tokens,
         tokenizer_name=parts.tokenizer_name or tokenizer_name,
-        timm_vision_name=timm_encoder,
+        timm_vision_name=timm_encoder or parts.timm_vision_name,
+        timm_levels=() if timm_encoder else parts.timm_levels,
     )
     empty = build_empty(config)
     state = _encoder_of(parts, timm_encoder) | _drawn(empty, seed)

@@ -84,7 +84,8 @@ def fold_batch_norms(module: nn.Module) -> None:
 def _create_levels(name: str, levels: tuple[int, ...]) -> Any:
     backbone = create_timm(name, pretrained=False, features_only=True, out_indices=levels)
     fold_batch_norms(backbone)
-    return backbone
+    # A bias that came out of a norm is frozen by torch's folding.
+    return backbone.requires_grad_(True)
 
 
 def _lateral(channels: int, width: int, stride: int, cell: int) -> nn.Conv2d:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sca_batch.images import preprocess
-from sca_batch.model.sca import ScaModel
+from sca_batch.model.sca import PromptableSam
 from sca_batch.train.scenes import Scene
 
 __all__ = ["Calibration", "calibrate"]
@@ -35,7 +35,7 @@ class Calibration:
     logit_factor: float
 
 
-def calibrate(model: ScaModel, scenes: Iterable[Scene]) -> Calibration:
+def calibrate(model: PromptableSam, scenes: Iterable[Scene]) -> Calibration:
     """Fits the IoU head anew and enlarges mask logits, on scenes that nothing else has seen.
 
     During training the IoU head learns an estimate from low-res cells, for the object that a
@@ -63,7 +63,7 @@ def calibrate(model: ScaModel, scenes: Iterable[Scene]) -> Calibration:
 
 
 @torch.no_grad()
-def _of_scene(model: ScaModel, scene: Scene) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _of_scene(model: PromptableSam, scene: Scene) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The IoU token (R, D) and true IoUs (R, M) of a grid of points and of all boxes.
 
     Also the full logits of some good masks.

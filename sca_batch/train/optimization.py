@@ -11,7 +11,7 @@ from torch import nn
 
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import published_name
-from sca_batch.model.sca import ScaModel
+from sca_batch.model.sca import PromptableSam, ScaModel
 
 __all__ = [
     "ParameterGroup",
@@ -61,7 +61,7 @@ def select_trainable(model: ScaModel, also: Iterable[str] = ()) -> dict[str, nn.
 
 
 def parameter_groups(
-    model: ScaModel, *, lr_factors: Iterable[tuple[str, float]] = ()
+    model: PromptableSam, *, lr_factors: Iterable[tuple[str, float]] = ()
 ) -> list[ParameterGroup]:
     """The parameters that require gradients, by whether they decay and by learning rate.
 

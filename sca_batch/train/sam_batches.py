@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -45,36 +45,58 @@ class SamBatch:
     boxes_R4: Tensor
     points_P2: Tensor
     object_BP: Tensor
+    seeds: tuple[int, ...]  # of the scenes
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a message calls the images."""
+        return tuple(f"scene {seed}" for seed in self.seeds)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a step's log adds up."""
+        return {
+            "images": len(self.seeds),
+            "objects": len(self.label_N),
+            "regions": len(self.boxes_R4) + len(self.points_P2),
+        }
+
+    def to(self, device: torch.device) -> SamBatch:
+        """The same on a device; images have their channels last, as convolutions like them."""
+        moved = {
+            f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "seeds"
+        }
+        moved["pixels_B3SS"] = moved["pixels_B3SS"].contiguous(memory_format=torch.channels_last)
+        return SamBatch(**moved, seeds=self.seeds)
 
 
 class SamBatches(Dataset[SamBatch]):
-    """The batch of every step, made from the step's number alone.
+    """Every batch of a run, made from its number alone: batch `m` of step `m // batches_per_step`.
 
-    There is no position to save: a run that continues at a step asks for that step's batch.
+    There is no position to save: a run that continues at a step asks for that step's batches.
     """
 
     def __init__(self, recipe: SamRecipe, art: Art) -> None:
         self.recipe, self.art = recipe, art
+        batches_per_step = recipe.images_per_step // recipe.images_per_device
+        self.num_naming = recipe.naming_steps * batches_per_step
 
-    def __len__(self) -> int:
-        return self.recipe.steps
-
-    def __getitem__(self, step: int) -> SamBatch:
+    def __getitem__(self, number: int) -> SamBatch:
         recipe = self.recipe
-        naming = step < recipe.naming_steps
-        num = recipe.naming_images_per_step if naming else recipe.images_per_step
-        # Steps of both kinds count scenes in one row, and no scene is seen twice.
-        most = max(recipe.naming_images_per_step, recipe.images_per_step)
+        naming = number < self.num_naming
+        num = recipe.naming_images_per_device if naming else recipe.images_per_device
+        # Batches of both kinds count scenes in one row, and no scene is seen twice.
+        most = max(recipe.naming_images_per_device, recipe.images_per_device)
         scenes = [
             compose_scene(
-                step * most + i,
+                number * most + i,
                 self.art,
                 size_px=recipe.sizes.image_size,
-                layout="dense" if naming or i < recipe.dense_images_per_step else "natural",
+                layout="dense" if naming or i < recipe.dense_images_per_device else "natural",
             )
             for i in range(num)
         ]
-        rng = np.random.default_rng([recipe.seed, step])
+        rng = np.random.default_rng([recipe.seed, number])
         return sam_batch(scenes, recipe, self.art, rng, with_prompts=not naming)
 
 
@@ -131,6 +153,7 @@ def sam_batch(
         boxes_R4=torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4)),
         points_P2=torch.from_numpy(np.array(points, np.float32).reshape(-1, 2)),
         object_BP=torch.tensor(meant),
+        seeds=tuple(scene.seed for scene in scenes),
     )
 
 

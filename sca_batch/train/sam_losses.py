@@ -1,5 +1,7 @@
 """What a step of SAM's training is judged by: masks, the IoU head, and the names of things."""
 
+# ruff: noqa: N815  (shape suffixes)
+
 # Shape letters:  B images   P prompts of an image, boxes first, then points   K = B * P
 #                 M those that mean an object   N visible objects of all images, by image
 #                 C masks of a prompt (4)   Y, X = 4H, 4W low-res masks; X alone: their cells
@@ -17,19 +19,12 @@ from sca_batch.model.config import ScaConfig
 from sca_batch.model.sam import cells_of, encode_prompts
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.sam_batches import BACKGROUND, SamBatch
+from sca_batch.train.task import Losses
 from sca_batch.train.tiny_recipes import SamRecipe
 
-__all__ = ["StepLosses", "build_classifiers", "mask_losses", "sam_losses"]
+__all__ = ["build_classifiers", "mask_losses", "sam_losses"]
 
 OWN_TOKENS = 5  # of SAM's decoder, before the prompt's: one for the IoU, four for the masks
-
-
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """The weighted sum that is minimised, and its parts before they are weighted."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
 
 
 def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.ModuleDict:
@@ -46,7 +41,7 @@ def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.Modul
 
 def sam_losses(
     sam: PromptableSam, classifiers: nn.ModuleDict, batch: SamBatch, recipe: SamRecipe
-) -> StepLosses:
+) -> Losses:
     """One forward pass: every image encoded once, all prompts decoded if there are any."""
     embedding_BDHW = sam.encode_image(batch.pixels_B3SS)
     cover_NYX = batch.cover_NYX.float() / 255
@@ -71,7 +66,7 @@ def sam_losses(
             )
             weights[f"label_{station}"] = recipe.label_weight
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-    return StepLosses(total, parts)
+    return Losses(total, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +160,4 @@ def pooled_embedding(embedding_BDHW: Tensor, cover_NYX: Tensor, image_N: Tensor)
     # One sparse product of all objects with all images' cells would be mostly zeros; this one
     # keeps to each object's image without copying the image for it.
     tokens = embedding_BDHW.flatten(2)
-    return torch.cat(
-        [cover_NX[image_N == b] @ tokens[b].T for b in range(num_images)]
-    )
+    return torch.cat([cover_NX[image_N == b] @ tokens[b].T for b in range(num_images)])

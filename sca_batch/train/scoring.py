@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,26 +14,29 @@ from torch import Tensor, nn
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.images import preprocess
-from sca_batch.model.sca import ScaModel
+from sca_batch.model.sca import PromptableSam, ScaModel
 from sca_batch.train.art import Art, Concept
 from sca_batch.train.phrases import caption_subject
 from sca_batch.train.scenes import Scene
 
-__all__ = ["RegionScore", "names_concept", "score_scene", "summarise"]
+__all__ = [
+    "CaptionScore",
+    "MaskScore",
+    "mean_of",
+    "names_concept",
+    "score_captions_of",
+    "score_masks",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class RegionScore:
+class MaskScore:
     """One object, prompted with its own box, and once with a point inside it.
 
     IoUs are at the scene's resolution: of the mask with the highest predicted IoU of SAM's
     three, of the best of the three, of the single mask, and of the point's highest predicted.
     """
 
-    concept: str
-    style: str
-    caption: str
-    named: bool
     area_share: float
     box_iou: float
     box_iou_best: float
@@ -43,37 +46,38 @@ class RegionScore:
     point_iou_predicted: float
 
 
-@torch.inference_mode()
-def score_scene(
-    model: ScaModel, scene: Scene, art: Art, *, num_beams: int = 1
-) -> list[RegionScore]:
-    """Prompts every object of a scene with its box, and with one point drawn from its seed."""
-    assert model.tokenizer is not None, "a model that is scored has a tokenizer"
-    size_hw = scene.image.shape[0], scene.image.shape[1]
-    size = model.config.image_size
-    embedding = model.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
-    boxes_R4 = torch.from_numpy(to_model_frame(scene.boxes_xyxy, size_hw, size))
-    points_xy = _points(scene)
-    points_R12 = torch.from_numpy(to_model_frame(points_xy, size_hw, size))[:, None]
-    truth_RYX = torch.from_numpy(scene.masks)
+@dataclass(frozen=True, slots=True)
+class CaptionScore:
+    """What a model says of one object, given its box."""
 
-    from_boxes = model.region_queries(embedding, boxes_R4=boxes_R4, with_masks=True)
-    tokens, features = model.fuse_prompts(embedding, points_RP2=points_R12)
-    box_iou_RM = _iou(from_boxes.masks, truth_RYX)
-    point_iou_RM = _iou(model.predict_masks(tokens, features), truth_RYX)
-    box_guess_RM, point_guess_RM = from_boxes.iou[:, 1:], model.predict_iou(tokens)[:, 1:]
-    box_best_R, point_best_R = box_guess_RM.argmax(dim=1), point_guess_RM.argmax(dim=1)
-    captions = model.generate(from_boxes.queries, num_beams=num_beams)
+    concept: str
+    style: str
+    caption: str
+    references: tuple[str, ...]
+    named: bool
+    log_probability: float  # of the caption, as its search ranks it
+
+
+@torch.inference_mode()
+def score_masks(sam: PromptableSam, scene: Scene) -> list[MaskScore]:
+    """Prompts every object of a scene with its box, and with one point drawn from its seed."""
+    size_hw = scene.image.shape[0], scene.image.shape[1]
+    size = sam.config.image_size
+    embedding = sam.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
+    boxes_R4 = torch.from_numpy(to_model_frame(scene.boxes_xyxy, size_hw, size))
+    points_R12 = torch.from_numpy(to_model_frame(_points(scene), size_hw, size))[:, None]
+    truth_RYX = torch.from_numpy(scene.masks)
+    found = []
+    for prompts in ({"boxes_R4": boxes_R4}, {"points_RP2": points_R12}):
+        tokens, features = sam.fuse_prompts(embedding, **prompts)
+        iou_RM = _iou(sam.predict_masks(tokens, features), truth_RYX)
+        found.append((iou_RM, sam.predict_iou(tokens)[:, 1:]))
+    (box_iou_RM, box_guess_RM), (point_iou_RM, point_guess_RM) = found
     scores = []
-    for r, concept in enumerate(scene.concepts):
-        caption = model.tokenizer.decode(captions[r][0][0].ids)
-        box, point = int(box_best_R[r]), int(point_best_R[r])
+    for r in range(len(scene.masks)):
+        box, point = int(box_guess_RM[r].argmax()), int(point_guess_RM[r].argmax())
         scores.append(
-            RegionScore(
-                concept=concept,
-                style=scene.styles[r],
-                caption=caption,
-                named=names_concept(caption, art.concept_by_label[concept]),
+            MaskScore(
                 area_share=float(scene.masks[r].mean()),
                 box_iou=float(box_iou_RM[r, 1 + box]),
                 box_iou_best=float(box_iou_RM[r, 1:].max()),
@@ -81,6 +85,34 @@ def score_scene(
                 box_iou_predicted=float(box_guess_RM[r, box]),
                 point_iou=float(point_iou_RM[r, 1 + point]),
                 point_iou_predicted=float(point_guess_RM[r, point]),
+            )
+        )
+    return scores
+
+
+@torch.inference_mode()
+def score_captions_of(
+    model: ScaModel, scene: Scene, art: Art, *, num_beams: int = 1
+) -> list[CaptionScore]:
+    """Captions every object of a scene from its box."""
+    assert model.tokenizer is not None, "a model that is scored has a tokenizer"
+    size_hw = scene.image.shape[0], scene.image.shape[1]
+    size = model.config.image_size
+    embedding = model.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
+    boxes_R4 = torch.from_numpy(to_model_frame(scene.boxes_xyxy, size_hw, size))
+    queries = model.region_queries(embedding, boxes_R4=boxes_R4).queries
+    captions = model.generate(queries, num_beams=num_beams)
+    scores = []
+    for r, concept in enumerate(scene.concepts):
+        caption = model.tokenizer.decode(captions[r][0][0].ids)
+        scores.append(
+            CaptionScore(
+                concept=concept,
+                style=scene.styles[r],
+                caption=caption,
+                references=scene.captions[r],
+                named=names_concept(caption, art.concept_by_label[concept]),
+                log_probability=captions[r][0][0].logprob,
             )
         )
     return scores
@@ -104,24 +136,9 @@ def _whole(name: str) -> str:
     return rf"(?<![\w-]){re.escape(name)}(?![\w-])"
 
 
-def summarise(scores: Iterable[RegionScore]) -> dict[str, float]:
-    """Means over all regions."""
-    rows = list(scores)
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(row, name) for row in rows]))
-
-    return {
-        "regions": len(rows),
-        "concepts": len({row.concept for row in rows}),
-        "named": mean("named"),
-        "box_iou": mean("box_iou"),
-        "box_iou_best": mean("box_iou_best"),
-        "box_iou_single": mean("box_iou_single"),
-        "box_iou_predicted": mean("box_iou_predicted"),
-        "point_iou": mean("point_iou"),
-        "point_iou_predicted": mean("point_iou_predicted"),
-    }
+def mean_of(scores: Sequence[object], name: str) -> float:
+    """The mean of one field over all regions."""
+    return float(np.mean([getattr(row, name) for row in scores]))
 
 
 def _points(scene: Scene) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

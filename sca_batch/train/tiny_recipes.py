@@ -1,4 +1,4 @@
-"""Recipes of the bundled model's stages: every number with its reason or source."""
+"""Recipes of the bundled model: three stages, every number with its reason or source."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sca_batch.model.config import ScaConfig, config_from_dict
+from sca_batch.train.caption_recipes import CaptionRecipe, DataPart
 
-__all__ = ["TINY_SAM", "SamRecipe", "SamSizes"]
+__all__ = [
+    "TINY",
+    "TINY_RECIPES",
+    "LanguageRecipe",
+    "LanguageSizes",
+    "SamRecipe",
+    "SamSizes",
+    "SceneCaptionRecipe",
+    "TinyRecipe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,20 +26,24 @@ class SamSizes:
 
     image_size: int = 256
     cell: int = 8  # pixels of one cell of the embedding: masks then have 128 cells a side
-    backbone: str = "tf_efficientnet_lite0"  # 3.4 M without its head; no squeeze, plain ReLU6
+    # 3.4 M parameters without its head; plain convolutions, and ImageNet weights in a package.
+    backbone: str = "tf_efficientnet_lite0"
     levels: tuple[int, ...] = (1, 2, 3, 4)  # strides 4, 8, 16, 32
     prompt_width: int = 128
     decoder_layers: int = 2  # SAM's
     decoder_heads: int = 4  # 16 channels a head, as in SAM
     decoder_mlp: int = 512
 
-    def config(self, text: dict[str, Any] | None = None, *, mixer_layers: int = 2) -> ScaConfig:
-        """The configuration, through the published form of config.json."""
+    def config(self) -> ScaConfig:
+        """The configuration, through the published form of config.json.
+
+        A SAM alone needs no mixer and no language model: their sizes are the smallest ones.
+        """
         raw: dict[str, Any] = {
             "architectures": ["ScaTimmPyramidModel"],
             "timm_vision_name": self.backbone,
             "timm_levels": list(self.levels),
-            "num_task_tokens": 6,
+            "num_task_tokens": 1,
             "vision_config": {
                 "output_channels": self.prompt_width,
                 "image_size": self.image_size,
@@ -56,30 +70,31 @@ class SamSizes:
                 "iou_head_depth": 3,
                 "iou_head_hidden_dim": self.prompt_width,
                 "layer_norm_eps": 1e-6,
-                "additional_num_hidden_layers": mixer_layers,
-                "num_caption_tokens": 8,
+                "additional_num_hidden_layers": 1,
+                "num_caption_tokens": 1,
                 "num_caption_heads": 1,
             },
-            "text_config": text or {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 1},
+            "text_config": {"model_type": "gpt2", "n_embd": 2, "n_layer": 1, "n_head": 1},
         }
         return config_from_dict(raw, where="recipe")
 
 
 @dataclass(frozen=True, slots=True)
 class SamRecipe:
-    """Stage 1: a small SAM. Rates are per step, counts per image unless the name says otherwise."""
+    """A small SAM on composed scenes. Counts are per image unless the name says otherwise."""
 
     name: str = "tiny-sam"
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
 
     steps: int = 4_000
+    images_per_step: int = 8  # many small steps: data is endless, time is not
+    images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
     # costs an eighth.
-    naming_steps: int = 1_500
-    naming_images_per_step: int = 16
-    images_per_step: int = 8  # many small steps: data is endless, time is not
-    dense_images_per_step: int = 3  # of these: more names an image
+    naming_steps: int = 1_300
+    naming_images_per_device: int = 16
+    dense_images_per_device: int = 3  # of the later batches: more names an image
     boxes_per_image: int = 2
     points_per_image: int = 2
     background_points_per_image: int = 1
@@ -88,25 +103,122 @@ class SamRecipe:
     box_jitter: float = 0.05
     exact_boxes: float = 0.3
 
-    # The first of the backbone's stages stay as ImageNet made them: edges and textures are the
-    # same everywhere, and they take most of the time of a step for a twentieth of the weights.
+    # The first of the backbone's stages stay as ImageNet made them, and so do all depthwise
+    # kernels: edges and textures are the same everywhere, and they take most of the time of a step
+    # for a twentieth of the weights.
     frozen_stages: int = 3
     lr: float = 1e-3
     backbone_lr_factor: float = 0.5  # it starts from ImageNet, the rest from nothing
-    warmup_steps: int = 200
+    warmup_steps: int = 200  # SCA's
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # SCA's
 
     # SAM, appendix A: focal 20 : dice 1, IoU 1.
     focal_weight: float = 20.0
     dice_weight: float = 1.0
     iou_weight: float = 1.0
+    # SAM trains only the best of the three masks, for prompts that mean several things. Here a
+    # point on an object means what is seen of that object, and all three may learn it.
     other_masks_weight: float = 0.2
+    # Names, by classifiers that are thrown away: 0 is SAM's own training.
     label_weight: float = 0.3
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # SCA's
 
-    bf16: bool = True
+    precision: str = "bf16"
+    validate_every: int = 500
+    validation_scenes: int = 40
+    calibration_scenes: int = 60
+    checkpoint_every: int = 50
+    report_every: int = 20
+    workers: int = 1
 
 
-TINY_SAM = SamRecipe()
+@dataclass(frozen=True, slots=True)
+class LanguageSizes:
+    """Sizes of a small GPT-2."""
+
+    vocab_size: int = 4_000  # an upper bound: merges stop at whole words
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    positions: int = 96
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageRecipe:
+    """A small causal language model on what the captions of composed scenes say.
+
+    A document is what is said of one object, its name first, each text behind an end token. So the
+    model learns to say of a thing again what stands before, which is what SCA's queries need of it.
+    """
+
+    name: str = "tiny-language"
+    sizes: LanguageSizes = field(default_factory=LanguageSizes)
+    seed: int = 42
+    scenes: int = 3_000  # whose captions are the corpus: about 18,000 objects
+    steps: int = 1_500
+    documents_per_step: int = 48
+    documents_per_device: int = 48
+    texts_per_document: int = 4
+    lr: float = 1.5e-3
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    precision: str = "bf16"
+    validate_every: int = 250
+    validation_documents: int = 400
+    checkpoint_every: int = 100
+    report_every: int = 20
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class SceneCaptionRecipe(CaptionRecipe):
+    """SCA on composed scenes: the paper's training, with scenes for data.
+
+    SAM and the language model are frozen, and only captions are a loss.
+    """
+
+    simple_phrases: float = 0.4  # share of the first, plainest phrase; the rest is drawn evenly
+    recognition_share: float = 0.1  # images whose regions' text is the bare label
+    box_jitter: float = 0.03
+    exact_boxes: float = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class TinyRecipe:
+    """All of the bundled model, one stage after another."""
+
+    name: str = "tiny"
+    language: LanguageRecipe = field(default_factory=LanguageRecipe)
+    sam: SamRecipe = field(default_factory=SamRecipe)
+    caption: SceneCaptionRecipe = field(
+        default_factory=lambda: SceneCaptionRecipe(
+            name="tiny-caption",
+            data=(DataPart("scenes", 0),),
+            sam="sam",
+            language_model="language",
+            mixer_layers=3,
+            steps=3_000,
+            images_per_step=16,
+            images_per_device=16,
+            regions_per_image=6,
+            lr=1e-3,
+            lr_images=16,
+            betas=(0.9, 0.98),
+            precision="bf16",
+            validate_every=250,
+            validation_images=60,
+            sample_pictures=2,
+            checkpoint_every=50,
+            workers=1,
+        )
+    )
+
+
+TINY = TinyRecipe()
+TINY_RECIPES: dict[str, TinyRecipe | LanguageRecipe | SamRecipe | SceneCaptionRecipe] = {
+    recipe.name: recipe for recipe in (TINY, TINY.language, TINY.sam, TINY.caption)
+}

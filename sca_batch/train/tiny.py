@@ -1,0 +1,117 @@
+"""The bundled model, from a command's arguments to the loop: its stages, alone or in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sca_batch.errors import ScaError
+from sca_batch.train.art import TRAIN_STYLES, Art, load_art
+from sca_batch.train.caption_task import run_settings
+from sca_batch.train.engine import Outcome, run_task
+from sca_batch.train.language_documents import read_corpus, train_tokenizer, write_corpus
+from sca_batch.train.language_task import LanguageTask, language_settings
+from sca_batch.train.processes import open_accelerator
+from sca_batch.train.sam_task import SamTask, sam_settings
+from sca_batch.train.scene_captions import SceneCaptionTask
+from sca_batch.train.start import starting_model
+from sca_batch.train.task import Report
+from sca_batch.train.tiny_recipes import LanguageRecipe, SamRecipe, SceneCaptionRecipe, TinyRecipe
+
+__all__ = ["StageOptions", "train_stage", "train_tiny"]
+
+Stage = SamRecipe | LanguageRecipe | SceneCaptionRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class StageOptions:
+    """What every stage is told; see `engine.run_task`."""
+
+    resume: bool
+    report: Report
+    trackers: Sequence[str] = ()
+    cpu: bool = False
+    should_stop: Callable[[], bool] | None = None
+    stop_after: int | None = None
+
+
+def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
+    """Trains the stages into `out/language`, `out/sam` and `out/caption`, one after another.
+
+    Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
+    that has ended is left alone and the next one that has not goes on. The last one's model is
+    the bundled model.
+
+    Raises:
+        ScaError: as `engine.run_task` and `art.load_art` say.
+    """
+    art = load_art(styles=TRAIN_STYLES)
+    caption = replace(
+        recipe.caption, sam=str(out / "sam/model"), language_model=str(out / "language/model")
+    )
+    outcome = Outcome(0, stopped=False)
+    stages: tuple[Stage, ...] = (recipe.language, recipe.sam, caption)
+    for number, stage in enumerate(stages, start=1):
+        folder = out / stage.name.removeprefix("tiny-")
+        if options.resume and (folder / "model/config.json").is_file():
+            options.report(f"Stage {number} of {len(stages)}, {stage.name}: done before")
+            continue
+        options.report(f"Stage {number} of {len(stages)}, {stage.name}, in {folder}")
+        resume = options.resume and folder.exists()
+        outcome = train_stage(stage, folder, replace(options, resume=resume), art=art)
+        if outcome.stopped:
+            break
+    return outcome
+
+
+def train_stage(stage: Stage, out: Path, options: StageOptions, *, art: Art | None = None) -> Outcome:
+    """Trains one stage into `out`, and leaves what it made in `out/model`."""
+    art = art or load_art(styles=TRAIN_STYLES)
+    if isinstance(stage, SamRecipe):
+        settings = sam_settings(stage)
+        accelerator = open_accelerator(settings, cpu=options.cpu)
+        task = SamTask(stage, art, report=options.report)
+    elif isinstance(stage, LanguageRecipe):
+        settings = language_settings(stage)
+        accelerator = open_accelerator(settings, cpu=options.cpu)
+        task = _language_task(stage, out, art, options.report, accelerator)
+    else:
+        settings = run_settings(stage)
+        accelerator = open_accelerator(settings, cpu=options.cpu)
+        for what, folder in (("sam", stage.sam), ("language_model", stage.language_model)):
+            if not (Path(folder) / "config.json").is_file():
+                raise ScaError(
+                    f"{what}={folder}: no model there; train it first, then --set {what}=FOLDER"
+                )
+        model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        task = SceneCaptionTask(stage, model, art, tokenizer=out / "tokenizer")
+    return run_task(
+        task,
+        settings,
+        out,
+        accelerator=accelerator,
+        resume=options.resume,
+        report=options.report,
+        trackers=options.trackers,
+        config=asdict(stage),
+        should_stop=options.should_stop,
+        stop_after=options.stop_after,
+    )
+
+
+def _language_task(
+    recipe: LanguageRecipe, out: Path, art: Art, report: Report, accelerator: Any
+) -> LanguageTask:
+    """The corpus and its tokenizer are made once, and kept beside the run."""
+    corpus, tokenizer = out / "corpus.jsonl", out / "tokenizer"
+    if accelerator.is_main_process and not corpus.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_corpus(recipe, art, corpus, report=report)
+    if accelerator.is_main_process and not (tokenizer / "tokenizer.json").is_file():
+        labels = [concept.label for concept in art.concepts]
+        train_tokenizer(read_corpus(corpus), labels, recipe.sizes.vocab_size, tokenizer)
+    accelerator.wait_for_everyone()
+    return LanguageTask(recipe, read_corpus(corpus), tokenizer)
