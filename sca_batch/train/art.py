@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,10 +107,20 @@ class Pictogram:
 
 @dataclass(frozen=True, eq=False)
 class Art:
-    """Every concept and every pictogram of it, in a fixed order."""
+    """Every concept and every pictogram of it, in a fixed order.
+
+    `origin` is the folder it was loaded from, if it was.
+    """
 
     concepts: tuple[Concept, ...]
     pictograms: tuple[Pictogram, ...]
+    origin: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Loaded art travels to another process by its name, or half a gigabyte of pixels would.
+        if self.origin is None:
+            return Art, (self.concepts, self.pictograms)
+        return partial(load_art, self.origin, styles=self.styles), ()
 
     @cached_property
     def concept_by_label(self) -> dict[str, Concept]:
@@ -190,7 +200,7 @@ def load_art(art_dir: Path | None = None, *, styles: Iterable[str] = tuple(PACKA
                     concept.label, style, icon.name, icon.colours[style], drawing[y0:y1, x0:x1]
                 )
             )
-    return Art(concepts, tuple(pictograms))
+    return Art(concepts, tuple(pictograms), origin=folder)
 
 
 def _load_or_draw(

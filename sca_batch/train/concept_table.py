@@ -187,9 +187,8 @@ def build_table(
         if len(styles & set(TRAIN_STYLES)) < LEAST_STYLES:
             raise ScaError(f"{entry.label!r} is drawn only in {sorted(styles)}")
         row = _words_of(entry)
-        says_colours = entry.kind not in WITHOUT_COLOUR and not {*entry.label.split()} & {
-            *COLOUR_WORDS
-        }
+        has_one = not {*entry.label.split()}.isdisjoint(COLOUR_WORDS)
+        says_colours = not has_one and entry.kind not in WITHOUT_COLOUR
         row["icons"] = [
             {
                 "name": icon.name,

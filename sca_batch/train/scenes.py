@@ -30,7 +30,7 @@ NUM_OBJECTS = (3, 8)
 REPEATS_SHARE = 0.25  # of the scenes, that show two or three of one thing side by side
 DENSE_OBJECT_PX = (32.0, 72.0)
 DENSE_NUM_OBJECTS = (12, 20)
-DENSE_OVERLAP = 0.12  # of the smaller of two frames, at most
+DENSE_OVERLAP = 0.15  # of the smaller of two frames, at most
 MAX_ROTATION_DEG = 25.0
 MIN_VISIBLE_FRACTION = 0.4
 MIN_VISIBLE_PX = 110  # below this even a person cannot name the drawing
@@ -214,7 +214,7 @@ def _place_densely(
     num_objects = int(rng.integers(DENSE_NUM_OBJECTS[0], DENSE_NUM_OBJECTS[1] + 1))
     low, high = DENSE_OBJECT_PX
     # Many objects have to be small to fit; the sizes of few may be anything.
-    high *= min(1.0, 1.15 * DENSE_NUM_OBJECTS[0] / num_objects)
+    high *= min(1.0, 1.1 * DENSE_NUM_OBJECTS[0] / num_objects)
     lengths = low * (high / low) ** np.sort(rng.random(num_objects))[::-1]
     frames = np.empty((0, 4))
     placed: list[_Placed] = []
@@ -223,7 +223,7 @@ def _place_densely(
         rgba = _turned(rng, art, pictogram, length, size_px)
         height, width = rgba.shape[:2]
         # All tries at once: a loop over them would cost more than drawing the object.
-        corners = rng.uniform(0, [size_px - width, size_px - height], (60, 2)).round()
+        corners = rng.uniform(0, [size_px - width, size_px - height], (100, 2)).round()
         tries = np.concatenate([corners, corners + np.array([width, height])], axis=1)
         free = np.flatnonzero(_shared_fraction(tries, frames) <= DENSE_OVERLAP)
         if not len(free):

@@ -1,3 +1,4 @@
+import pickle
 import re
 from collections import Counter
 
@@ -6,6 +7,7 @@ import pytest
 
 pytest.importorskip("cv2")
 
+from sca_batch.train import art
 from sca_batch.train.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
 from sca_batch.train.colours import COLOUR_WORDS, colour_word
 from sca_batch.train.concept_table import read_words, slug_of
@@ -111,3 +113,41 @@ def test_a_drawing_of_two_paints_has_a_word_only_if_one_prevails_or_white_is_hal
     assert colour_word(rgba) is None
     rgba[:16, :, :3] = 221, 46, 68
     assert colour_word(rgba) == "red"
+
+
+@pytest.mark.parametrize(
+    ("caption", "label", "named"),
+    [
+        ("a gray movie camera", "camera", False),
+        ("a gray movie camera", "movie camera", True),
+        ("a camcorder on the left", "video camera", True),
+        ("one of two green apples", "apple", True),
+        ("two pairs of red scissors", "scissors", True),
+        ("a small yellow grinning cat", "cat", False),
+        ("a black cat", "cat", True),
+        ("a hot dog", "dog", False),
+        ("a hot dog", "hot dog", True),
+        ("a bucket of popcorn", "bucket", False),
+        ("an apple next to a banana", "banana", False),
+        ("a person with a crown", "crown", False),
+    ],
+)
+def test_a_caption_names_the_longest_name_it_has(caption, label, named):
+    concept = next(concept for concept in CONCEPTS if concept.label == label)
+    assert names_concept(caption, concept) is named
+
+
+def test_loaded_art_travels_to_another_process_without_its_pixels(tmp_path, monkeypatch):
+    dog = next(concept for concept in CONCEPTS if concept.label == "dog")
+    monkeypatch.setattr(art, "read_concepts", lambda: (dog,))
+    drawn = np.full((len(dog.icons), art.ICON_PX, art.ICON_PX, 4), 255, np.uint8)
+    monkeypatch.setattr(art, "drawings_of", lambda style, icons, folder: drawn[: len(icons)])
+    loaded = art.load_art(tmp_path, styles=["noto", "twemoji"])
+
+    packed = pickle.dumps(loaded)
+
+    assert len(packed) < 1000
+    again = pickle.loads(packed)
+    assert again.styles == loaded.styles == ("noto", "twemoji")
+    assert [p.name for p in again.pictograms] == [p.name for p in loaded.pictograms]
+    np.testing.assert_array_equal(again.pictograms[0].rgba, drawn[0])
