@@ -26,7 +26,9 @@ KINDS = (
     "vg", "grit-vg", "refcoco", "refcoco+", "refcocog", "refclef", "coco", "objects365", "v3det",
     "sa1b",
 )  # fmt: skip
-ONLY_WITH_FROM = ("split", "split_by", "ref_protocol", "annotations", "images", "task")
+ONLY_WITH_FROM = (
+    "split", "split_by", "ref_protocol", "min_confidence", "annotations", "images", "task",
+)  # fmt: skip
 
 EXIF_ORIENTATION = 0x0112
 TURNED = {5, 6, 7, 8}  # orientations that swap width and height
@@ -77,6 +79,11 @@ def manifest() -> None:
     help="RefCOCO family. published: an image of the split brings all its refs, as the published "
     "scores were computed (in google's RefCOCOg, val so contains refs of train). clean: only the "
     "split's own.",
+)
+@click.option(
+    "--min-confidence",
+    type=float,
+    help="SA-1B: leave out captions whose conf is below this.",
 )
 @click.option(
     "--split-by",
@@ -223,6 +230,7 @@ def _build_from(kind: str, root: Path, target: Path | None, options: dict[str, A
             images=options["images"],
             split_by=options["split_by"],
             ref_protocol=options["ref_protocol"],
+            min_confidence=options["min_confidence"],
             progress=progress,
         )
         summary = build_manifest(
@@ -337,16 +345,22 @@ def _bars() -> Iterator[Callable[[str, int], None]]:
 
 def _size_of(path: Path) -> tuple[int, int] | None:
     """(height, width) after the EXIF orientation, from the file's head; None if it is no image."""
+    import io
     import warnings
 
     from PIL import Image
 
+    from sca_batch.errors import ImageError
+    from sca_batch.images.places import Places, read_bytes, split_member
+
     try:
+        is_member = split_member(str(path))[1] is not None
+        opened = io.BytesIO(read_bytes(str(path), Places())) if is_member else path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(opened) as image:
                 width, height = image.size
                 turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return (width, height) if turned else (height, width)

@@ -61,10 +61,11 @@ class _Zip:
 class _Tar:
     def __init__(self, path: str) -> None:
         self.path = path
-        self.members = dict(_tar_members(path))
+        # Tars made of "." name their members "./x", and paths lose that on the way.
+        self.members = {name.removeprefix("./"): place for name, place in _tar_members(path)}
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        start, size = self.members[member]
+        start, size = self.members[member.removeprefix("./")]
         _refuse_bomb(size, max_bytes)
         with open(self.path, "rb") as file:
             file.seek(start)

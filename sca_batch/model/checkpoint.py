@@ -160,8 +160,16 @@ def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None 
     }
     # Each file gets its name when it is whole: a run that is stopped here leaves the old one.
     writing = folder / f".model-{os.getpid()}.safetensors"
-    save_file(state, writing, metadata={"format": "pt"})
-    writing.replace(folder / "model.safetensors")
+    try:
+        save_file(state, writing, metadata={"format": "pt"})
+        writing.replace(folder / "model.safetensors")
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+    finally:
+        writing.unlink(missing_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
 

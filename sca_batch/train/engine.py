@@ -87,7 +87,9 @@ def run_task(
         if state.step < end or state.unvalidated is not None:
             tracking: AbstractContextManager[Tracking | None] = nullcontext()
             if accelerator.is_main_process:
-                tracking = Tracking(out, state.step, trackers, config or {})
+                # A row that waits for its scores may have been logged just before the end.
+                first = state.step - (state.unvalidated is not None)
+                tracking = Tracking(out, first, trackers, config or {})
             with tracking as track:
                 loop = _Loop(task, settings, state, track, say, should_stop or _never)
                 stopped = loop.run(end)
@@ -153,6 +155,7 @@ class _Loop:
             validates = state.step % settings.validate_every == 0 or state.step == settings.steps
             if validates and self.task.can_validate:
                 state.unvalidated = row  # logged with its scores
+                self._save()  # whatever goes wrong in a validation, no step is lost
                 continue
             if self.track is not None:
                 self.track.row(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -21,18 +22,18 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
     """
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
     except ImportError:
         raise MissingPackageError("accelerate", "training", "pip install 'sca[train]'") from None
     if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ScaError("precision=fp16 needs a GPU; on a CPU: --set precision=no")
+    # On a CPU accelerate would leave these out without a word.
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true", "yes"):
+            raise ScaError(
+                f"{kind} is on in accelerate's configuration: what is trained is small and is not "
+                "sharded here. Choose plain multi-GPU or multi-CPU training: accelerate config"
+            )
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
-    sharded = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
-    if accelerator.distributed_type in sharded:
-        raise ScaError(
-            f"{accelerator.distributed_type}: the trained part is small and is not sharded; "
-            "choose multi-GPU (DDP) in accelerate's configuration"
-        )
     share = accelerator.num_processes * settings.images_per_device
     if settings.images_per_step % share:
         raise ScaError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -50,11 +52,17 @@ class Tracking:
             self._wandb.log(scalars, step=step)
 
     def picture(self, step: int, number: int, picture: Image.Image) -> None:
+        """A sample after `step` steps; it comes before the row of the last of them."""
         path = self.out / "pictures" / f"step-{step:08d}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         if self._writer is not None:
             self._writer.add_image(f"sample/{number}", np.asarray(picture), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            # With the step of the row that follows: wandb drops what is of an earlier step.
+            self._wandb.log({f"sample/{number}": wandb.Image(picture)}, step=step - 1)
 
     def __enter__(self) -> Tracking:
         return self
@@ -88,7 +96,17 @@ def _wandb(out: Path, config: dict[str, Any]) -> Any:
         import wandb
     except ImportError:
         raise MissingPackageError("wandb", "--track wandb", "pip install wandb") from None
-    run = wandb.init(dir=str(out), config=config, resume="allow", id=out.resolve().name)
+    folder = out.resolve()
+    # The same for a run that is taken up again, and another one for a folder of the same name.
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    run = wandb.init(
+        dir=str(out),
+        project=os.environ.get("WANDB_PROJECT", "sca"),
+        name=folder.name,
+        id=f"{folder.name}-{digest}",
+        config=config,
+        resume="allow",
+    )
     if run is None:
         raise ScaError("wandb gave no run; log in first: wandb login")
     return run

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -99,9 +100,10 @@ class Started:
         ["accelerate", "sca_batch.cli.train", "sca_batch.job", "sca_batch.train.caption_loop"]
     )
 
-    def __init__(self, command, said, *, group=False):
+    def __init__(self, command, said, *, group=False, environment=None):
         self.said = said
-        self.process = self.context.Process(target=_main, args=(command, said, group))
+        arguments = (command, said, group, environment or {})
+        self.process = self.context.Process(target=_main, args=arguments)
         self.process.start()
 
     def wait_for(self, condition, seconds=120):
@@ -128,11 +130,28 @@ class Started:
         return self.process.exitcode
 
 
-def _main(command, said, group):
+def start_two(command, said, **environment):
+    """The same command in two processes that work together, as accelerate launches them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", **environment}  # fmt: skip
+    return [
+        Started(
+            command,
+            said.with_name(f"{said.name}-{rank}.said"),
+            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+
+
+def _main(command, said, group, environment):
     import sys
 
     from sca_batch.cli import main
 
+    os.environ.update(environment)
     if group:
         os.setsid()
     with said.open("w") as file:

@@ -1,7 +1,6 @@
 """Runs on real files: they learn, they stop in every way, and they go on as if they had not."""
 
 import dataclasses
-import resource
 import signal
 import subprocess
 import sys
@@ -189,23 +188,6 @@ def test_an_image_that_cannot_be_read_may_be_replaced_by_another(tmp_path):
     run(recipe, tmp_path / "out", data)
 
     assert len(losses(tmp_path / "out")) == 6
-
-
-def test_a_full_disk_is_told_and_the_last_checkpoint_is_whole(data, tmp_path):
-    run(QUICK, tmp_path, data, stop_after=2)
-    before = Checkpoints(tmp_path).path(2).read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
-    try:
-        with pytest.raises(ScaError, match="the checkpoint of step 2 is whole") as told:
-            run(QUICK, tmp_path, data, resume=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    assert "Make room" in str(told.value)
-    assert Checkpoints(tmp_path).path(2).read_bytes() == before
-    assert not [path for path in Checkpoints(tmp_path).folder.iterdir() if path.name[0] == "."]
-    run(QUICK, tmp_path, data, resume=True)
 
 
 def test_a_folder_with_a_run_is_neither_overwritten_nor_continued_with_another_recipe(

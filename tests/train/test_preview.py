@@ -31,6 +31,34 @@ def test_the_published_numbers_of_trainable_parameters(recipe, trainable):
     assert sum(grouped) == trainable
 
 
+def trained_by(recipe):
+    """What the paper's counts say for a recipe."""
+    if recipe.timm_encoder:
+        return 20_285_824 + (3_291_264 if recipe.also_trained else 0)
+    return 19_949_312 if "llama" in recipe.language_model else 19_432_832
+
+
+@pytest.mark.parametrize("name", CAPTION_RECIPES)
+def test_every_recipe_says_what_it_trains_and_costs(name):
+    recipe = CAPTION_RECIPES[name]
+    if recipe.timm_encoder:
+        pytest.importorskip("timm")
+    lines = lines_of(name)
+
+    assert f"trainable parameters: {trained_by(recipe):,}" in lines
+    parts = [int(x.split()[-1].replace(",", "")) for x in lines if x.startswith("trained: ")]
+    assert sum(parts) == trained_by(recipe)
+    groups = [x for x in lines if x.startswith("group: ")]
+    assert [x.split("weight decay ")[1] for x in groups] == ["0", "0.0001"]
+    assert all(f"lr {recipe.learning_rate:g}" in x for x in groups)
+    images = recipe.last_step * recipe.images_per_step
+    [cost] = [x for x in lines if " steps of " in x]
+    assert cost.startswith(f"{recipe.last_step:,} steps of {recipe.images_per_step} images")
+    assert f"{images:,} images, at most {16 * images:,} regions" in cost
+    shown = [x.split(":")[0] for x in lines if x.endswith(" epochs")]
+    assert shown == [part.name for part in recipe.data]
+
+
 def test_the_cost_is_that_of_table_one():
     lines = lines_of("vg")
 

@@ -24,7 +24,8 @@ __all__ = [
 
 CheckFiles = Literal["exists", "sizes", "none"]
 Task = Literal["caption", "recognition"]
-# (height, width) of an image file after its EXIF orientation; None when it is no image.
+# (height, width) of an image, which may be a member of an archive, after its EXIF orientation;
+# None when it is no image.
 SizeOf = Callable[[Path], tuple[int, int] | None]
 
 EXAMPLES = 3  # files that a summary names for each reason
@@ -103,7 +104,7 @@ def _with_files(
         if not image.regions:
             summary.drop("images without a usable region", str(path))
             continue
-        if check_files != "none":
+        if check_files != "none" and not image.is_member:
             found = next((file for file in image.candidates if file.is_file()), None)
             if found is None:
                 summary.drop("images whose file is missing", str(path))

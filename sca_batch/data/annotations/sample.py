@@ -44,7 +44,7 @@ def _silent(stage: str, done: int) -> None:
 class Request:
     """What to read. `annotations` and `images` replace the places below `root`.
 
-    `split_by` and `ref_protocol` concern the RefCOCO family alone.
+    `split_by` and `ref_protocol` concern the RefCOCO family alone, `min_confidence` SA-1B.
     """
 
     root: Path
@@ -53,6 +53,7 @@ class Request:
     images: Path | None = None
     split_by: str | None = None
     ref_protocol: RefProtocol = "published"
+    min_confidence: float | None = None
     progress: Progress = _silent
 
 
@@ -67,7 +68,10 @@ class AnnotatedRegion:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One image. Its file is the first of `candidates` that exists; `extra` are more columns."""
+    """One image. Its file is the first of `candidates` that exists; `extra` are more columns.
+
+    With `is_member` the one candidate is a member of an archive that lists it.
+    """
 
     image_id: int
     candidates: tuple[Path, ...]
@@ -75,6 +79,7 @@ class AnnotatedImage:
     height: int
     regions: tuple[AnnotatedRegion, ...]
     extra: dict[str, Any] = field(default_factory=dict)
+    is_member: bool = False
 
 
 @dataclass(frozen=True, slots=True)

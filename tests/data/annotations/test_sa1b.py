@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 
 import pytest
+from PIL import Image
 
+from sca_batch.cli import main
+from sca_batch.data.captioned import read_captioned
 from sca_batch.errors import ScaError
+from sca_batch.images import read_image
 
 
 def table(*rows):
@@ -110,3 +116,80 @@ def test_tables_that_are_not_aligned_are_refused(put, read):
 def test_a_folder_without_tables_says_what_is_expected(read):
     with pytest.raises(ScaError, match=r"expected captions/sa_000000\.tsv"):
         read("sa1b")
+
+
+def tar_of(path, *members, prefix="./"):
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            if isinstance(content, tuple):
+                buffer = io.BytesIO()
+                Image.new("RGB", content, "#336699").save(buffer, "PNG")
+                content = buffer.getvalue()
+            elif not isinstance(content, bytes):
+                content = json.dumps(content).encode()
+            info = tarfile.TarInfo(f"{prefix}{name}")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("prefix", ["./", ""])
+def test_a_tar_is_read_where_it_is(put, tmp_path, prefix):
+    put("captions/sa_000000.tsv", CAPTIONS)
+    tar_of(
+        tmp_path / "sa_000000.tar",
+        ("sa_7.jpg", (200, 100)),
+        ("sa_7.json", own_file(7, (5002, [0, 0, 9.9, 9.9]), (5001, [1.5, 2, 30, 40]))),
+        ("sa_9.json", own_file(9, (6001, [0, 0, 5, 5]))),
+        prefix=prefix,
+    )
+    target = tmp_path / "out.jsonl"
+    with pytest.raises(SystemExit) as stopped:
+        main(["manifest", "build", "--from", "sa1b", str(tmp_path), "-o", str(target),
+              "--check-files", "sizes", "--relative"])  # fmt: skip
+
+    assert stopped.value.code == 0
+    images = read_captioned(target)
+    assert len(images) == 1, "the picture of image 9 is not in the tar"
+    assert images[0].boxes_xyxy.tolist() == [[1, 2, 31, 42], [0, 0, 9, 9]]
+    assert ".tar!/" in images[0].uri
+    assert read_image(images[0].uri).rgb.shape == (100, 200, 3)
+
+
+def test_an_image_that_is_not_in_the_tar_is_counted(put, read, tmp_path):
+    put("captions/sa_000000.tsv", CAPTIONS)
+    tar_of(tmp_path / "sa_000000.tar", ("sa_7.jpg", (200, 100)), ("sa_9.jpg", (200, 100)),
+           ("sa_9.json", own_file(9, (6001, [0, 0, 5, 5]))))  # fmt: skip
+    images, tally = read("sa1b")
+
+    assert [image.image_id for image in images] == [9]
+    assert tally.dropped == {"images whose sa_<id>.json is missing": 1}
+
+
+def test_a_broken_tar_is_one_clear_error(put, read):
+    put("captions/sa_000000.tsv", CAPTIONS)
+    put("sa_000000.tar", b"no tar" * 200)
+    with pytest.raises(ScaError, match=r"sa_000000\.tar: not a readable tar"):
+        read("sa1b")
+
+
+def test_captions_below_a_confidence_are_left_out_where_that_is_asked_for(put, read):
+    rows = [{"caption": "sure", "conf": 0.9}, {"caption": "guess", "conf": 0.2}]
+    content = table(("sa_7-0-1", rows), ("sa_7-1-2", rows[1:]))
+    put("captions/sa_000000.tsv", content)
+    put("sa_000000/sa_7.json", own_file(7, (1, [0, 0, 5, 5]), (2, [0, 0, 5, 5])))
+
+    [everything], tally = read("sa1b")
+    assert [r.phrases for r in everything.regions] == [("sure", "guess"), ("guess",)]
+    assert not tally.dropped
+
+    [image], tally = read("sa1b", min_confidence=0.5)
+    assert [r.phrases for r in image.regions] == [("sure",)]
+    assert tally.dropped == {"captions below the confidence": 2, "regions without a caption": 1}
+
+
+def test_a_caption_without_a_confidence_cannot_be_judged(put, read):
+    put("captions/sa_000000.tsv", table(("sa_7-0-1", [{"caption": "x"}])))
+    put("sa_000000/sa_7.json", own_file(7, (1, [0, 0, 5, 5])))
+    assert len(read("sa1b")[0]) == 1
+    with pytest.raises(ScaError, match="line 1: the conf None"):
+        read("sa1b", min_confidence=0.5)
