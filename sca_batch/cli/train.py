@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,7 +14,6 @@ from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
     from sca_batch.train.caption_recipes import CaptionRecipe
-    from sca_batch.train.recipes import Recipe
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -83,12 +82,6 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.IntRange(0),
     help="Processes that make batches ahead; 0 makes them in this one. The recipe's if left out.",
 )
-@click.option(
-    "--compile",
-    "compile_layers",
-    is_flag=True,
-    help="Recipe tiny: let torch compile the layers first; needs a C++ compiler.",
-)
 def train(
     ctx: click.Context,
     /,
@@ -106,7 +99,6 @@ def train(
     curves: Path | None,
     cpu: bool,
     workers: int | None,
-    compile_layers: bool,
 ) -> None:
     """Train RECIPE and leave a model in OUTPUT/model.
 
@@ -115,8 +107,10 @@ def train(
     weak-objects365, weak-mix, weak-finetune, and encoder-NAME and encoder-NAME-sam-mixer for
     clip336, clip224, eva02, dinov2 and mae. docs/TRAINING.md says how to reproduce the paper.
 
-    The recipe tiny makes the bundled model from nothing, on composed scenes of pictograms; its
-    art is fetched once with npm. Training needs the extra: pip install 'sca[train]'.
+    The recipe tiny makes the bundled model, on composed scenes of pictograms, in three stages
+    that are recipes too: tiny-language, tiny-sam and tiny-caption, which needs
+    --set sam=DIR --set language_model=DIR. Its art is fetched once with npm. Training needs the
+    extra: pip install 'sca[train]'.
 
     SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
     checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to
@@ -136,8 +130,8 @@ def train(
     import dataclasses
 
     from sca_batch.train.caption_recipes import CAPTION_RECIPES
-    from sca_batch.train.recipes import RECIPES
     from sca_batch.train.settings import with_settings
+    from sca_batch.train.tiny.recipes import TINY_RECIPES, TinyRecipe
 
     if curves is not None:
         from sca_batch.train.curves import draw_curves
@@ -146,7 +140,7 @@ def train(
         click.echo(f"Wrote {curves / 'curves.png'}", err=True)
         return
     if recipe is None:
-        names = ", ".join([*CAPTION_RECIPES, *RECIPES])
+        names = ", ".join([*CAPTION_RECIPES, *TINY_RECIPES])
         raise ScaError(f"no recipe; expected one of {names}")
     if output is None and not dry_run:
         raise ScaError("no folder for the run; name one: -o runs/NAME")
@@ -154,8 +148,6 @@ def train(
         chosen = with_settings(CAPTION_RECIPES[recipe], settings)
         if workers is not None:
             chosen = dataclasses.replace(chosen, workers=workers)
-        if compile_layers:
-            raise ScaError(f"--compile is for the recipe tiny, not for {recipe}")
         manifests = _manifests(chosen, data)
         if dry_run or output is None:
             _preview(chosen, manifests)
@@ -179,32 +171,37 @@ def train(
         if outcome.stopped:
             click.echo(f"Stopped at step {outcome.step:,}; --resume goes on.", err=True)
             ctx.exit(stop.exit_code)
-    elif recipe in RECIPES:
-        given = {"--data": data, "--validation": validation, "--track": trackers,
-                 "--cache-embeddings": cache_embeddings, "--time-limit": time_limit,
-                 "--export": export != "last"}  # fmt: skip
+    elif recipe in TINY_RECIPES:
+        given = {"--data": data, "--validation": validation,
+                 "--cache-embeddings": cache_embeddings, "--export": export != "last"}  # fmt: skip
         unused = [option for option, value in given.items() if value]
         if unused:
-            raise ScaError(f"{unused[0]} is not for the recipe {recipe}")
-        scenes = with_settings(RECIPES[recipe], settings)
+            raise ScaError(f"{unused[0]} is not for the recipe {recipe}, which makes its own data")
+        stages = with_settings(TINY_RECIPES[recipe], settings)
+        if workers is not None:
+            stages = _with_workers(stages, workers)
         if dry_run or output is None:
-            _preview_scenes(scenes)
+            _preview_tiny(stages)
             return
-        from sca_batch.train.loop import train as train_on_scenes
+        from sca_batch.train.tiny.stages import StageOptions, train_stage, train_tiny
 
-        train_on_scenes(
-            scenes,
-            output,
-            resume=resume,
-            report=lambda line: click.echo(line, err=True),
-            workers=1 if workers is None else workers,
-            compile_layers=compile_layers,
-        )
-        click.echo(
-            f"Wrote {output / 'model'}: sca caption ./images --model {output / 'model'}", err=True
-        )
+        with _only_run(output), stop_on_signals(time_limit) as stop:
+            options = StageOptions(
+                resume=resume,
+                report=lambda line: click.echo(line, err=True),
+                trackers=trackers,
+                cpu=cpu,
+                should_stop=lambda: _should_stop(stop),
+            )
+            if isinstance(stages, TinyRecipe):
+                outcome = train_tiny(stages, output, options)
+            else:
+                outcome = train_stage(stages, output, options)
+        if outcome.stopped:
+            click.echo(f"Stopped at step {outcome.step:,}; --resume goes on.", err=True)
+            ctx.exit(stop.exit_code)
     else:
-        names = ", ".join([*CAPTION_RECIPES, *RECIPES])
+        names = ", ".join([*CAPTION_RECIPES, *TINY_RECIPES])
         raise ScaError(f"no recipe {recipe!r}; expected one of {names}")
 
 
@@ -249,14 +246,24 @@ def _preview(recipe: CaptionRecipe, manifests: dict[str, Path]) -> None:
         click.echo(line)
 
 
-def _preview_scenes(recipe: Recipe) -> None:
-    from dataclasses import asdict
+def _with_workers(stages: Any, workers: int) -> Any:
+    """A recipe of the bundled model, its stages with this number of workers."""
+    from dataclasses import replace
 
-    for name, value in asdict(recipe).items():
-        click.echo(f"{name}: {value}")
-    images = recipe.steps * recipe.images_per_step
-    click.echo(
-        f"{recipe.steps:,} steps of {recipe.images_per_step} images: {images:,} scenes, "
-        f"{images * recipe.boxes_per_image:,} boxes and "
-        f"{images * recipe.points_per_image:,} points"
+    from sca_batch.train.tiny.recipes import TinyRecipe
+
+    if not isinstance(stages, TinyRecipe):
+        return replace(stages, workers=workers)
+    return replace(
+        stages,
+        language=replace(stages.language, workers=workers),
+        sam=replace(stages.sam, workers=workers),
+        caption=replace(stages.caption, workers=workers),
     )
+
+
+def _preview_tiny(stages: Any) -> None:
+    from sca_batch.train.tiny.preview import preview_stages
+
+    for line in preview_stages(stages):
+        click.echo(line)

@@ -180,7 +180,8 @@ def save_sam(sam: PromptableSam, folder: Path) -> None:
     state = {published_name(name): value for name, value in sam.state_dict().items()}
     state[_POSITION_TWIN] = state.pop(_POSITION)
     writing = folder / f".model-{os.getpid()}.safetensors"
-    save_file({n: v.detach().contiguous() for n, v in state.items()}, writing, metadata={"format": "pt"})
+    state = {name: value.detach().contiguous() for name, value in state.items()}
+    save_file(state, writing, metadata={"format": "pt"})
     writing.replace(folder / "model.safetensors")
     whole = sam.config.to_dict()
     kept = ("timm_vision_name", "timm_levels", "vision_config", "prompt_encoder_config")
@@ -267,11 +268,7 @@ def read_parts(sam: Path, language_model: Path) -> Parts:
     `sam` is a folder in the layout of transformers or one of segment_anything's `.pth` files.
     """
     sam_config, sam_state = _read_sam(sam)
-    levels = _read_json(sam / "config.json", "SAM").get("timm_levels") if sam.is_dir() else None
-    pyramid = {}
-    if levels:
-        raw = _read_json(sam / "config.json", "SAM")
-        pyramid = {"timm_vision_name": str(raw["timm_vision_name"]), "timm_levels": tuple(levels)}
+    timm_name, timm_levels = _pyramid_of(sam)
     text_path = language_model / "config.json"
     text_raw = _read_json(text_path, "a language model's folder")
     text = text_config_from_dict(text_raw, where=str(text_path))
@@ -286,8 +283,19 @@ def read_parts(sam: Path, language_model: Path) -> Parts:
         tokenizer_name=str(text_raw.get("_name_or_path") or ""),
         tokenizer=tokenizer,
         state=sam_state | _language_names(read_weights(language_model)),
-        **pyramid,
+        timm_vision_name=timm_name,
+        timm_levels=timm_levels,
     )
+
+
+def _pyramid_of(sam: Path) -> tuple[str, tuple[int, ...]]:
+    """The timm backbone and its levels, where SAM has such an encoder; empty for SAM's own."""
+    if not sam.is_dir():
+        return "", ()
+    raw = _read_json(sam / "config.json", "SAM in the layout of transformers")
+    if not raw.get("timm_levels"):
+        return "", ()
+    return str(raw["timm_vision_name"]), tuple(int(level) for level in raw["timm_levels"])
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ class PromptableSam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.mask_decoder.iou_token.weight.device
+        device: torch.device = self.mask_decoder.iou_token.weight.device
+        return device
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Normalised, padded pixels -> image embeddings (B, D, H, W), float32."""

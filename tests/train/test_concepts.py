@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("cv2")
 
 from sca_batch.train import art
-from sca_batch.train.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
-from sca_batch.train.colours import COLOUR_WORDS, colour_word
-from sca_batch.train.concept_table import read_words, slug_of
-from sca_batch.train.phrases import caption_subject, count_phrase, noun_phrase
-from sca_batch.train.scoring import names_concept
+from sca_batch.train.scenes.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
+from sca_batch.train.scenes.colours import COLOUR_WORDS, colour_word
+from sca_batch.train.scenes.concept_table import read_words, slug_of
+from sca_batch.train.scenes.phrases import caption_subject, count_phrase, noun_phrase
+from sca_batch.train.tiny.scoring import names_concept
 
 CONCEPTS = read_concepts()
 

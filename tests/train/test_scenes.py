@@ -9,7 +9,7 @@ pytest.importorskip("skimage")
 coco_mask = pytest.importorskip("pycocotools.mask")
 
 from sca_batch.errors import ScaError  # noqa: E402
-from sca_batch.train.art import (  # noqa: E402
+from sca_batch.train.scenes.art import (  # noqa: E402
     HELD_OUT_STYLES,
     PACKAGES,
     TRAIN_STYLES,
@@ -18,14 +18,7 @@ from sca_batch.train.art import (  # noqa: E402
     Pictogram,
     fetch_package,
 )
-from sca_batch.train.phrases import (  # noqa: E402
-    Arrangement,
-    caption_subject,
-    count_phrase,
-    noun_phrase,
-    plural_of,
-)
-from sca_batch.train.scenes import (  # noqa: E402
+from sca_batch.train.scenes.compose import (  # noqa: E402
     HELD_OUT_FIRST_SEED,
     MIN_VISIBLE_PX,
     Scene,
@@ -33,6 +26,13 @@ from sca_batch.train.scenes import (  # noqa: E402
     compose_scenes,
     scene_seeds,
     visible_masks,
+)
+from sca_batch.train.scenes.phrases import (  # noqa: E402
+    Arrangement,
+    caption_subject,
+    count_phrase,
+    noun_phrase,
+    plural_of,
 )
 
 SHAPES = {

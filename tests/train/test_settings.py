@@ -1,10 +1,10 @@
 import dataclasses
 
 import pytest
+from sca_batch.train.recipes import TINY
 
 from sca_batch.errors import ScaError
 from sca_batch.train.caption_recipes import CAPTION_RECIPES, DataPart, check_recipe
-from sca_batch.train.recipes import TINY
 from sca_batch.train.settings import with_settings
 
 VG = CAPTION_RECIPES["vg"]

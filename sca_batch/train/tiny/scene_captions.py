@@ -17,18 +17,18 @@ from sca_batch.images import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
-from sca_batch.train.art import Art
 from sca_batch.train.caption_recipes import RUN_FIELDS
 from sca_batch.train.caption_task import CaptionTask
 from sca_batch.train.processes import leave_signals_to_main
 from sca_batch.train.region_samples import CaptionBatch, RegionSample, collate
-from sca_batch.train.sam_batches import jittered
-from sca_batch.train.sam_task import validation_scenes
-from sca_batch.train.scenes import Scene, compose_scene
-from sca_batch.train.scoring import CaptionScore, mean_of, score_captions_of
+from sca_batch.train.scenes.art import Art
+from sca_batch.train.scenes.compose import Scene, compose_scene
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Validation
-from sca_batch.train.tiny_recipes import SceneCaptionRecipe
+from sca_batch.train.tiny.recipes import SceneCaptionRecipe
+from sca_batch.train.tiny.sam_batches import jittered
+from sca_batch.train.tiny.sam_task import validation_scenes
+from sca_batch.train.tiny.scoring import CaptionScore, mean_of, score_captions_of
 from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 
 __all__ = ["SceneCaptionTask", "caption_sample"]

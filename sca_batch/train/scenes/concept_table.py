@@ -1,4 +1,4 @@
-"""Builds concepts.json: `python -m sca_batch.train.concept_table`.
+"""Builds concepts.json: `python -m sca_batch.train.scenes.concept_table`.
 
 The names come from emojibase-data and the words for them from `concept_words.txt`; which styles
 draw a name, and in which colours, is measured from the art. Writing needs the packages of
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sca_batch.errors import ScaError
-from sca_batch.train.art import (
+from sca_batch.train.scenes.art import (
     CONCEPTS_FILE,
     PACKAGES,
     TRAIN_STYLES,
@@ -30,8 +30,8 @@ from sca_batch.train.art import (
     fetch_package,
     names_drawn_by,
 )
-from sca_batch.train.colours import COLOUR_WORDS, colour_word
-from sca_batch.train.phrases import plural_of
+from sca_batch.train.scenes.colours import COLOUR_WORDS, colour_word
+from sca_batch.train.scenes.phrases import plural_of
 
 __all__ = ["Entry", "build_table", "read_words", "slug_of"]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sca_batch.errors import ScaError
-from sca_batch.train.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.caption_task import run_settings
 from sca_batch.train.engine import Outcome, run_task
-from sca_batch.train.language_documents import read_corpus, train_tokenizer, write_corpus
-from sca_batch.train.language_task import LanguageTask, language_settings
 from sca_batch.train.processes import open_accelerator
-from sca_batch.train.sam_task import SamTask, sam_settings
-from sca_batch.train.scene_captions import SceneCaptionTask
+from sca_batch.train.scenes.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.start import starting_model
-from sca_batch.train.task import Report
-from sca_batch.train.tiny_recipes import LanguageRecipe, SamRecipe, SceneCaptionRecipe, TinyRecipe
+from sca_batch.train.task import Report, Task
+from sca_batch.train.tiny.language_documents import read_corpus, train_tokenizer, write_corpus
+from sca_batch.train.tiny.language_task import LanguageTask, language_settings
+from sca_batch.train.tiny.recipes import LanguageRecipe, SamRecipe, SceneCaptionRecipe, TinyRecipe
+from sca_batch.train.tiny.sam_task import SamTask, sam_settings
+from sca_batch.train.tiny.scene_captions import SceneCaptionTask
 
 __all__ = ["StageOptions", "train_stage", "train_tiny"]
 
@@ -66,9 +66,12 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
     return outcome
 
 
-def train_stage(stage: Stage, out: Path, options: StageOptions, *, art: Art | None = None) -> Outcome:
+def train_stage(
+    stage: Stage, out: Path, options: StageOptions, *, art: Art | None = None
+) -> Outcome:
     """Trains one stage into `out`, and leaves what it made in `out/model`."""
     art = art or load_art(styles=TRAIN_STYLES)
+    task: Task
     if isinstance(stage, SamRecipe):
         settings = sam_settings(stage)
         accelerator = open_accelerator(settings, cpu=options.cpu)

@@ -9,7 +9,7 @@ from torch import nn
 
 from sca_batch.model.pyramid import PyramidEncoder
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.imagenet import load_imagenet
+from sca_batch.train.tiny.imagenet import load_imagenet
 
 __all__ = ["initialise_sam"]
 

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sca_batch.train.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, Pictogram
-from sca_batch.train.backgrounds import REFERENCE_PX, Canvas, background, blur
-from sca_batch.train.phrases import Arrangement, Mask, write_captions, write_plain_captions
+from sca_batch.train.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, Pictogram
+from sca_batch.train.scenes.backgrounds import REFERENCE_PX, Canvas, background, blur
+from sca_batch.train.scenes.phrases import Arrangement, Mask, write_captions, write_plain_captions
 
 Split = Literal["train", "held-out"]
 Layout = Literal["natural", "dense"]

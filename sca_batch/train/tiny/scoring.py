@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sca_batch.boxes import to_model_frame
 from sca_batch.images import preprocess
 from sca_batch.model.sca import PromptableSam, ScaModel
-from sca_batch.train.art import Art, Concept
-from sca_batch.train.phrases import caption_subject
-from sca_batch.train.scenes import Scene
+from sca_batch.train.scenes.art import Art, Concept
+from sca_batch.train.scenes.compose import Scene
+from sca_batch.train.scenes.phrases import caption_subject
 
 __all__ = [
     "CaptionScore",

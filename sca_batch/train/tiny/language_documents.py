@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 
 from sca_batch.data.atomic import writing
 from sca_batch.errors import ScaError
-from sca_batch.train.art import Art
-from sca_batch.train.scenes import compose_scene
+from sca_batch.train.scenes.art import Art
+from sca_batch.train.scenes.compose import compose_scene
 from sca_batch.train.task import Report
-from sca_batch.train.tiny_recipes import LanguageRecipe
+from sca_batch.train.tiny.recipes import LanguageRecipe
 
 __all__ = [
     "END_TOKEN",

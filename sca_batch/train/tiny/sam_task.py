@@ -15,17 +15,17 @@ from torch.utils.data import DataLoader
 
 from sca_batch.model.checkpoint import save_sam
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.art import TRAIN_STYLES, Art
-from sca_batch.train.calibration import calibrate
 from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup, parameter_groups
 from sca_batch.train.processes import leave_signals_to_main
-from sca_batch.train.sam_batches import SamBatch, SamBatches, sam_batch
-from sca_batch.train.sam_initial import initialise_sam
-from sca_batch.train.sam_losses import build_classifiers, sam_losses
-from sca_batch.train.scenes import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.scoring import mean_of, score_masks
+from sca_batch.train.scenes.art import TRAIN_STYLES, Art
+from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.task import Losses, Report, RunSettings, Validation
-from sca_batch.train.tiny_recipes import SamRecipe
+from sca_batch.train.tiny.calibration import calibrate
+from sca_batch.train.tiny.recipes import SamRecipe
+from sca_batch.train.tiny.sam_batches import SamBatch, SamBatches, sam_batch
+from sca_batch.train.tiny.sam_initial import initialise_sam
+from sca_batch.train.tiny.sam_losses import build_classifiers, sam_losses
+from sca_batch.train.tiny.scoring import mean_of, score_masks
 
 __all__ = ["SamStep", "SamTask", "sam_settings", "validation_scenes"]
 
@@ -167,12 +167,17 @@ class SamTask:
 
 
 def freeze_stages(sam: PromptableSam, num_stages: int) -> None:
-    """Freezes the stem, the first stages and all depthwise kernels of the backbone."""
-    for name, parameter in sam.vision_encoder.backbone.named_parameters():
+    """Freezes the stem, the first stages and all depthwise convolutions of the backbone.
+
+    The gradient of a depthwise kernel, or of its bias, takes a CPU twenty times as long as that of
+    its input.
+    """
+    for name, module in sam.vision_encoder.backbone.named_modules():
         stage = int(name.split(".")[1]) if name.startswith("blocks.") else -1
-        depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
         if stage < num_stages or depthwise:
-            parameter.requires_grad_(False)
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
 
 def validation_scenes(art: Art, num: int, size_px: int) -> list[Scene]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sca_batch.images import preprocess
-from sca_batch.train.art import Art
-from sca_batch.train.scenes import Scene, compose_scene
-from sca_batch.train.tiny_recipes import SamRecipe
+from sca_batch.train.scenes.art import Art
+from sca_batch.train.scenes.compose import Scene, compose_scene
+from sca_batch.train.tiny.recipes import SamRecipe
 
 __all__ = ["BACKGROUND", "SamBatch", "SamBatches", "coverage", "jittered", "sam_batch"]
 

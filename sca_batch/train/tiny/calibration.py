@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sca_batch.images import preprocess
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.scenes import Scene
+from sca_batch.train.scenes.compose import Scene
 
 __all__ = ["Calibration", "calibrate"]
 

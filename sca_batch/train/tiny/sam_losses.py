@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from sca_batch.model.config import ScaConfig
 from sca_batch.model.sam import cells_of, encode_prompts
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.sam_batches import BACKGROUND, SamBatch
 from sca_batch.train.task import Losses
-from sca_batch.train.tiny_recipes import SamRecipe
+from sca_batch.train.tiny.recipes import SamRecipe
+from sca_batch.train.tiny.sam_batches import BACKGROUND, SamBatch
 
 __all__ = ["build_classifiers", "mask_losses", "sam_losses"]
 
@@ -93,7 +93,7 @@ def _decoded(
         sparse_point, _ = encode_prompts(sam.prompt_encoder, points_RP2=batch.points_P2[:, None])
         # A box is two tokens, and so is a lone point with SAM's padding point: one batch, and
         # every image has as many.
-        by_image = [s.unflatten(0, (num_images, -1)) for s in (sparse_box, sparse_point)]
+        by_image = [s.reshape(num_images, -1, *s.shape[1:]) for s in (sparse_box, sparse_point)]
         sparse_BPSD = torch.cat(by_image, dim=1)
         image_KDHW = embedding_BDHW[:, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
         tokens_KTD, features_KND = sam.mask_decoder.fuse(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sca_batch.errors import MissingPackageError, ScaError
-from sca_batch.train.phrases import plural_of
+from sca_batch.train.scenes.phrases import plural_of
 
 ICON_PX = 128
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sca_batch.train.art import Concept
+    from sca_batch.train.scenes.art import Concept
 
 __all__ = [
     "MAX_CAPTION_WORDS",

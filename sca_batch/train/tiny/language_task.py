@@ -17,20 +17,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sca_batch.train.language_documents import (
+from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
+from sca_batch.train.processes import leave_signals_to_main
+from sca_batch.train.start import copy_tokenizer
+from sca_batch.train.task import Losses, RunSettings, Validation
+from sca_batch.train.tiny.language_documents import (
     END_TOKEN_ID,
     Document,
     DocumentBatch,
     DocumentBatches,
     document_batch,
 )
-from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
-from sca_batch.train.processes import leave_signals_to_main
-from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import Losses, RunSettings, Validation
-from sca_batch.train.tiny_recipes import LanguageRecipe
+from sca_batch.train.tiny.recipes import LanguageRecipe, LanguageSizes
 
-__all__ = ["LanguageStep", "LanguageTask", "language_settings"]
+__all__ = ["LanguageStep", "LanguageTask", "gpt2_config", "language_settings"]
 
 RUN_FIELDS = frozenset(["validate_every", "checkpoint_every", "report_every", "workers"])
 
@@ -58,6 +58,22 @@ def language_settings(recipe: LanguageRecipe) -> RunSettings:
         report_every=recipe.report_every,
         ranked_by="negative_loss",
         fused_optimizer=True,
+    )
+
+
+def gpt2_config(sizes: LanguageSizes, vocab_size: int) -> GPT2Config:
+    """A GPT-2 of these sizes; without dropout, since it is too small to learn a corpus by heart."""
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=sizes.positions,
+        n_embd=sizes.width,
+        n_layer=sizes.layers,
+        n_head=sizes.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=END_TOKEN_ID,
+        eos_token_id=END_TOKEN_ID,
     )
 
 
@@ -94,23 +110,8 @@ class LanguageTask:
         held_out = min(recipe.validation_documents, len(documents) // 2)
         self.documents, self.held_out = documents[:-held_out], documents[-held_out:]
         vocabulary = json.loads((tokenizer / "tokenizer.json").read_bytes())["model"]["vocab"]
-        sizes = recipe.sizes
         torch.manual_seed(recipe.seed)
-        self.model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(vocabulary),
-                n_positions=sizes.positions,
-                n_embd=sizes.width,
-                n_layer=sizes.layers,
-                n_head=sizes.heads,
-                # No dropout: the corpus is far larger than what the model can learn by heart.
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=END_TOKEN_ID,
-                eos_token_id=END_TOKEN_ID,
-            )
-        )
+        self.model = GPT2LMHeadModel(gpt2_config(recipe.sizes, len(vocabulary)))
         self.module: nn.Module = LanguageStep(self.model.train())
 
     def groups(self) -> list[ParameterGroup]:

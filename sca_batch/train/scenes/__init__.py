@@ -1,0 +1,1 @@
+"""Composed scenes: openly licensed pictograms on backgrounds, with exact masks and captions."""
