@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections import defaultdict
 from itertools import cycle, islice
@@ -24,7 +25,14 @@ from sca_batch.model.sca import ScaModel
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
 from sca_batch.train.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
 from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.tiny.scoring import RegionScore, score_scene, summarise
+from sca_batch.train.tiny.scoring import (
+    CaptionScore,
+    MaskScore,
+    mean_of,
+    score_captions_of,
+    score_masks,
+)
+from sca_batch.train.validation import RegionCaption, score_captions, tokenised
 
 LEAST_VISIBLE = 0.01  # of the canvas: objects that automatic masks are expected to find
 
@@ -53,27 +61,60 @@ def main() -> None:
     for kind, styles in (("compositions", TRAIN_STYLES), ("style", HELD_OUT_STYLES)):
         begun = time.monotonic()
         scenes = held_out_scenes(art, styles, arguments.scenes)
-        scores = [
+        masks = [row for scene in scenes for row in score_masks(model, scene)]
+        captions = [
             row
             for scene in scenes
-            for row in score_scene(model, scene, art, num_beams=arguments.num_beams)
+            for row in score_captions_of(model, scene, art, num_beams=arguments.num_beams)
         ]
-        results[kind] = summarise(scores)
+        results[kind] = summarised(masks, captions)
         if arguments.automatic_scenes:
             some = scenes[: arguments.automatic_scenes]
             results[kind] |= automatic_recall(model, some, settings)
         print(f"\nHeld-out {kind}, {len(scenes):,} scenes ({', '.join(styles)})")
         for name, value in results[kind].items():
-            print(f"  {name:<28} {value:.3f}" if value <= 1 else f"  {name:<28} {value:,.1f}")
+            print(f"  {name:<28} {value:.3f}" if value <= 10 else f"  {name:<28} {value:,.1f}")
         print("  by area of the visible object (share of the image): IoU, named, regions")
-        for bucket, rows in by_area(scores).items():
-            iou = np.mean([row.box_iou for row in rows])
-            named = np.mean([row.named for row in rows])
+        for bucket, rows in by_area(masks, captions).items():
+            iou = np.mean([mask.box_iou for mask, _ in rows])
+            named = np.mean([caption.named for _, caption in rows])
             print(f"    {bucket:<26} {iou:.3f}  {named:.3f}  {len(rows):,}")
-        print("  concepts named least:", ", ".join(worst_concepts(scores)))
+        print("  concepts named least:", ", ".join(worst_concepts(captions)))
         print(f"  {time.monotonic() - begun:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def summarised(masks: list[MaskScore], captions: list[CaptionScore]) -> dict[str, float]:
+    """Means over all objects, and the captions' scores against every phrase of the scene."""
+    figures = {
+        "regions": float(len(masks)),
+        "concepts": float(len({row.concept for row in captions})),
+        **{
+            name: mean_of(masks, name)
+            for name in ("box_iou", "box_iou_best", "box_iou_single", "box_iou_predicted",
+                         "point_iou", "point_iou_predicted")
+        },
+        "named": mean_of(captions, "named"),
+        "log_probability": mean_of(captions, "log_probability"),
+    }  # fmt: skip
+    rows = [
+        RegionCaption("scenes", i, row.caption, row.references) for i, row in enumerate(captions)
+    ]
+    return figures | score_captions(rows) | meteor(captions)
+
+
+def meteor(captions: list[CaptionScore]) -> dict[str, float]:
+    """METEOR by the Java program inside pycocoevalcap; nothing where there is no Java."""
+    if shutil.which("java") is None:
+        print("no METEOR: its only scorer is a Java program, and there is no java")
+        return {}
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    said = {i: [tokenised(row.caption)] for i, row in enumerate(captions)}
+    truth = {i: [tokenised(text) for text in row.references] for i, row in enumerate(captions)}
+    score, _ = Meteor().compute_score(truth, said)
+    return {"meteor": float(score)}
 
 
 def held_out_scenes(art: Art, styles: tuple[str, ...], num_scenes: int) -> list[Scene]:
@@ -119,19 +160,20 @@ def pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return iou
 
 
-def by_area(scores: list[RegionScore]) -> dict[str, list[RegionScore]]:
+def by_area(
+    masks: list[MaskScore], captions: list[CaptionScore]
+) -> dict[str, list[tuple[MaskScore, CaptionScore]]]:
     """Scores in groups of visible area."""
-    groups: dict[str, list[RegionScore]] = {
+    groups: dict[str, list[tuple[MaskScore, CaptionScore]]] = {
         name: [] for name in ("below 1 %", "1 to 3 %", "3 to 10 %", "above 10 %")
     }
-    for row in scores:
-        groups[list(groups)[sum(row.area_share >= limit for limit in (0.01, 0.03, 0.1))]].append(
-            row
-        )
+    for row in zip(masks, captions, strict=True):
+        above = sum(row[0].area_share >= limit for limit in (0.01, 0.03, 0.1))
+        groups[list(groups)[above]].append(row)
     return {name: rows for name, rows in groups.items() if rows}
 
 
-def worst_concepts(scores: list[RegionScore], num: int = 8) -> list[str]:
+def worst_concepts(scores: list[CaptionScore], num: int = 8) -> list[str]:
     """The concepts that captions name least often, with the share."""
     named: dict[str, list[bool]] = defaultdict(list)
     for row in scores:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("cv2")
 
-from sca_batch.train import art
+from sca_batch.train.scenes import art
 from sca_batch.train.scenes.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
 from sca_batch.train.scenes.colours import COLOUR_WORDS, colour_word
 from sca_batch.train.scenes.concept_table import read_words, slug_of

@@ -1,11 +1,11 @@
 import dataclasses
 
 import pytest
-from sca_batch.train.recipes import TINY
 
 from sca_batch.errors import ScaError
 from sca_batch.train.caption_recipes import CAPTION_RECIPES, DataPart, check_recipe
 from sca_batch.train.settings import with_settings
+from sca_batch.train.tiny.recipes import TINY
 
 VG = CAPTION_RECIPES["vg"]
 
@@ -51,9 +51,9 @@ def test_a_setting_that_does_not_fit_is_refused_with_what_would(setting, message
 
 
 def test_settings_reach_into_the_sizes_of_the_small_model():
-    changed = with_settings(TINY, ["sizes.image_size=128", "lr=1e-3"])
+    changed = with_settings(TINY, ["sam.sizes.image_size=128", "sam.lr=2e-3"])
 
-    assert (changed.sizes.image_size, changed.lr) == (128, 1e-3)
+    assert (changed.sam.sizes.image_size, changed.sam.lr) == (128, 2e-3)
 
 
 def test_the_learning_rate_is_scaled_with_the_images_and_warned_about_above_the_ceiling():

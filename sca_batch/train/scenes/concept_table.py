@@ -1,4 +1,4 @@
-"""Builds concepts.json: `python -m sca_batch.train.scenes.concept_table`.
+"""Builds concepts.json: `python -m sca_batch.cli.concept_table`.
 
 The names come from emojibase-data and the words for them from `concept_words.txt`; which styles
 draw a name, and in which colours, is measured from the art. Writing needs the packages of
@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -234,7 +233,18 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-def main() -> None:
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuilt table has: concepts, drawings of each style, and names that no line uses."""
+
+    num_concepts: int
+    num_drawings: int
+    per_style: dict[str, int]
+    unused: tuple[str, ...]
+
+
+def rebuild_table() -> Rebuilt:
+    """Writes `concepts.json` from `concept_words.txt` and the art, which is fetched if need be."""
     folder = default_art_dir()
     folder.mkdir(parents=True, exist_ok=True)
     entries, dropped = read_words()
@@ -242,11 +252,10 @@ def main() -> None:
     rows = build_table(entries, dropped, codepoint_of, folder)
     write_table(rows, CONCEPTS_FILE)
     icons = list(itertools.chain.from_iterable(row["icons"] for row in rows))
-    per_style = {style: sum(style in icon["colours"] for icon in icons) for style in PACKAGES}
     unused = set(codepoint_of) - {n for e in entries for n in e.drawings} - set(dropped)
-    print(f"{len(rows):,} concepts, {len(icons):,} drawings; per style: {per_style}")
-    print(f"Not in {WORDS_FILE.name}: {', '.join(sorted(unused)) or 'none'}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
+    return Rebuilt(
+        num_concepts=len(rows),
+        num_drawings=len(icons),
+        per_style={style: sum(style in icon["colours"] for icon in icons) for style in PACKAGES},
+        unused=tuple(sorted(unused)),
+    )

