@@ -92,7 +92,7 @@ class SamRecipe:
     images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
     # costs an eighth.
-    naming_steps: int = 1_300
+    naming_steps: int = 1_078
     naming_images_per_device: int = 16
     dense_images_per_device: int = 3  # of the later batches: more names an image
     boxes_per_image: int = 2
@@ -157,7 +157,7 @@ class LanguageRecipe:
     sizes: LanguageSizes = field(default_factory=LanguageSizes)
     seed: int = 42
     scenes: int = 3_000  # whose captions are the corpus: about 18,000 objects
-    steps: int = 1_500
+    steps: int = 800
     documents_per_step: int = 48
     documents_per_device: int = 48
     texts_per_document: int = 4
