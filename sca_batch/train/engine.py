@@ -31,6 +31,7 @@ from sca_batch.train.curves import draw_curves
 from sca_batch.train.logs import listed, row_line
 from sca_batch.train.processes import gathered, summed
 from sca_batch.train.run_state import RunState, save_state, start_state, weights_of_step
+from sca_batch.train.sharding import make_whole, whole_everywhere
 from sca_batch.train.task import BatchFailure, Report, RunSettings, Task
 from sca_batch.train.tracking import Tracking
 
@@ -77,7 +78,7 @@ def run_task(
         TrainingError: a loss or a gradient is not finite, or a batch cannot be made; with the step
             and what was in the batch. The last checkpoint is kept.
         OutputError: the disk is full.
-        ScaError: the folder holds another run, or none to go on with.
+        ScaError: the folder holds a run and `resume` is False, or it holds another one.
     """
     say = report if accelerator.is_main_process else _silent
     with room_on_disk(out, resume):
@@ -241,7 +242,8 @@ class _Loop:
     def _validate(self, row: dict[str, Any]) -> bool:
         """Scores the present weights and logs them with the step's row; False: told to stop."""
         state = self.state
-        found = self.task.validate(self.accelerator, self.should_stop)
+        with whole_everywhere(state.module):
+            found = self.task.validate(self.accelerator, self.should_stop)
         if found is None:
             return False
         self.say(f"step {row['step']}, validation: {listed(found.scores)}")
@@ -269,6 +271,7 @@ def _export(state: RunState, task: Task, out: Path, export: Export, say: Report)
             )
         weights_of_step(state, best.step)
         which = f"step {best.step:,}, the best validation ({best.score:.4g})"
+    make_whole(state.module)
     if state.accelerator.is_main_process:
         task.export(out / "model")
         say(f"Wrote the model of {which} to {out / 'model'}")

@@ -26,14 +26,20 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
         raise MissingPackageError("accelerate", "training", "pip install 'sca[train]'") from None
     if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ScaError("precision=fp16 needs a GPU; on a CPU: --set precision=no")
-    # On a CPU accelerate would leave these out without a word.
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true", "yes"):
+    for kind in ("DEEPSPEED", "MEGATRON_LM"):
+        if _asks_for(kind):
             raise ScaError(
-                f"{kind} is on in accelerate's configuration: what is trained is small and is not "
-                "sharded here. Choose plain multi-GPU or multi-CPU training: accelerate config"
+                f"{kind} is on in accelerate's configuration and is not supported: what is trained "
+                "is small. Choose plain multi-GPU training or FSDP 2: accelerate config"
             )
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    if _asks_for("FSDP") and not getattr(accelerator, "is_fsdp2", False):
+        # On a CPU accelerate would leave it out without a word.
+        raise ScaError(
+            "FSDP is on in accelerate's configuration, and accelerate gives "
+            f"{accelerator.distributed_type.value}: expected FSDP 2 (fsdp_version: 2) on several "
+            "GPUs. Change that, or choose plain data parallelism: accelerate config"
+        )
     share = accelerator.num_processes * settings.images_per_device
     if settings.images_per_step % share:
         raise ScaError(
@@ -41,6 +47,10 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
             f"{accelerator.num_processes} devices with {settings.images_per_device} images each"
         )
     return accelerator
+
+
+def _asks_for(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true", "yes")
 
 
 def gathered(accelerator: Any, values: list[Any]) -> list[Any]:

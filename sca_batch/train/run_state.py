@@ -14,6 +14,7 @@ from torch import nn
 from sca_batch.errors import ScaError
 from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.optimization import build_optimizer
+from sca_batch.train.sharding import is_sharded, sharded_like, sharded_optimizer_state, whole
 from sca_batch.train.task import Report, RunSettings, Task
 
 __all__ = ["RunState", "save_state", "start_state", "weights_of_step"]
@@ -75,7 +76,12 @@ def start_state(
         weight_decay=settings.weight_decay,
         fused=settings.fused_optimizer,
     )
+    places = {id(parameter): place for place, parameter in task.module.named_parameters()}
+    names = {name: places[id(parameter)] for name, parameter in trainable.items()}
     module, optimizer = accelerator.prepare(task.module, optimizer)
+    if is_sharded(module):  # then these are other parameters than before
+        placed = dict(module.named_parameters())
+        trainable = {name: placed[place] for name, place in names.items()}
     state = RunState(
         settings=settings,
         accelerator=accelerator,
@@ -92,7 +98,8 @@ def start_state(
             f"{accelerator.num_processes} x {accelerator.device.type}"
         )
         return state
-    optimizer.load_state_dict(saved["optimizer"])
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.load_state_dict(sharded_optimizer_state(saved["optimizer"], ordered))
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     state.step = state.saved_step = int(saved["step"])
@@ -104,7 +111,12 @@ def start_state(
 def save_state(task: Task, state: RunState, score: float | None) -> None:
     """A checkpoint of everything that the next step depends on; frozen weights are elsewhere."""
     state.saved_step = state.step
-    if not state.accelerator.is_main_process:
+    is_main = state.accelerator.is_main_process
+    if not is_main and not is_sharded(state.module):
+        return
+    trained = {name: whole(p.detach()).cpu() for name, p in state.trainable.items()}
+    optimizer = whole(state.optimizer.state_dict())
+    if not is_main:
         return
     scaler = state.accelerator.scaler
     content = {
@@ -112,8 +124,8 @@ def save_state(task: Task, state: RunState, score: float | None) -> None:
         "step": state.step,
         "images": state.step * state.settings.images_per_step,  # the data's position
         "unvalidated": state.unvalidated,
-        "trained": {name: p.detach().cpu() for name, p in state.trainable.items()},
-        "optimizer": state.optimizer.state_dict(),
+        "trained": trained,
+        "optimizer": optimizer,
         "scaler": None if scaler is None else scaler.state_dict(),
         "task": task.state(),
     }
@@ -129,7 +141,7 @@ def weights_of_step(state: RunState, step: int) -> None:
 @torch.no_grad()
 def _copy_weights(trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]) -> None:
     for name, parameter in trainable.items():
-        parameter.copy_(saved[name])
+        parameter.copy_(sharded_like(saved[name], parameter))
 
 
 def _refuse_another_run(saved: Mapping[str, Any], fingerprint: str, out: Path) -> None:

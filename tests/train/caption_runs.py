@@ -152,6 +152,12 @@ def _main(command, said, group, environment):
     from sca_batch.cli import main
 
     os.environ.update(environment)
+    if "PRETEND_GPUS" in environment:
+        # Accelerate takes FSDP for GPUs only. It works on CPUs, where its state says otherwise.
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        PartialState(cpu=True)._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     if group:
         os.setsid()
     with said.open("w") as file:
