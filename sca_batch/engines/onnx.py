@@ -23,6 +23,7 @@ __all__ = ["OPSET", "OnnxEngine", "Precision", "export", "files_digest", "need",
 # 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
 # builds in half precision only; what is exported here is eager attention anyway.
 OPSET = 20
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 INSTALL = "pip install 'sca[cpu]'"
 
 
@@ -34,8 +35,13 @@ class Precision:
     keep_fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in ("fp32", "fp16"):
-            raise ScaError(f"precision {self.name!r} of a graph: expected fp32 or fp16")
+        if self.name not in _DTYPES:
+            raise ScaError(f"precision {self.name!r} of a graph: expected {' or '.join(_DTYPES)}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Torch's name for it."""
+        return _DTYPES[self.name]
 
 
 def export(model: ScaModel, name: str, path: Path, *, precision: Precision | None = None) -> None:
@@ -43,13 +49,13 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
 
     Raises:
         MissingPackageError: without onnx and onnxscript.
+        ScaError: for an encoder that can be traced at one batch size only.
     """
     precision = precision or Precision()
     for package in ("onnx", "onnxscript"):
         need(package, "exporting a graph")
     facts = GRAPHS[name]
-    half = precision.name == "fp16"
-    graph = build_graph(model, name, half=half, keep_fp32=precision.keep_fp32)
+    graph = build_graph(model, name, dtype=precision.dtype, keep_fp32=precision.keep_fp32)
     # One size object per name: sizes that two inputs share are one axis to the tracer.
     sizes: dict[str, Any] = {}
     dynamic = {
@@ -73,6 +79,23 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
             external_data=True,
             verbose=False,
         )
+    _check_open_axes(path, name)
+
+
+def _check_open_axes(path: Path, name: str) -> None:
+    """An encoder that makes a size `int` fixes it, and the exporter says nothing of that."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    for item in graph.input:
+        for axis, size in zip(
+            GRAPHS[name].axes[item.name], item.type.tensor_type.shape.dim, strict=True
+        ):
+            if axis is not None and not size.dim_param:
+                raise ScaError(
+                    f"{name}: tracing fixed the number of {axis} to {size.dim_value}. The model's "
+                    "code turns that size into a number: x.shape[0], not len(x)"
+                )
 
 
 class OnnxEngine:
