@@ -260,6 +260,7 @@ class Settings:
             options["engine"],
             options["engine_dir"],
             precisions=plan_precisions(model, options["dtype"]),
+            int8=options["int8"],
             model_name=options["model"],
             trusted=options["trust_engine"],
         )

@@ -32,7 +32,8 @@ class GraphFacts:
     """What goes in and comes out, and which axes have no fixed size.
 
     `axes` names the open sizes of each input in order, None where the model fixes the size.
-    Tolerances are on the relative error of the worst output, by precision.
+    Tolerances are on the relative error of the worst output, by precision; the encoder's in int8 is
+    that of the worst image.
     """
 
     inputs: tuple[str, ...]
@@ -41,14 +42,14 @@ class GraphFacts:
     tolerance: dict[str, float]
 
 
-_TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}
+_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 5e-2}
 
 GRAPHS: dict[str, GraphFacts] = {
     "encoder": GraphFacts(
         inputs=("pixels",),
         outputs=("embedding",),
         axes={"pixels": ("images", None, None, None)},
-        tolerance=_TOLERANCE,
+        tolerance={**_TOLERANCE, "int8": 0.2},
     ),
     "decoder": GraphFacts(
         inputs=("embedding", "sparse"),

@@ -84,9 +84,7 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
 
 def _check_open_axes(path: Path, name: str) -> None:
     """An encoder that makes a size `int` fixes it, and the exporter says nothing of that."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = need("onnx", "exporting a graph").load(path, load_external_data=False).graph
     for item in graph.input:
         for axis, size in zip(
             GRAPHS[name].axes[item.name], item.type.tensor_type.shape.dim, strict=True

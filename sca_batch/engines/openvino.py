@@ -14,11 +14,11 @@ from sca_batch.errors import ScaError
 __all__ = ["OpenVinoEngine"]
 
 # OpenVINO's own choice is bf16 wherever the CPU has it: what is meant is always said.
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoEngine:
-    """A graph that runs in OpenVINO on the CPU, exactly (fp32) or in bf16.
+    """A graph that runs in OpenVINO on the CPU: in fp32, in bf16, or in the int8 of its file.
 
     An engine whose `static` is set is compiled anew for each shape it meets, which is faster where
     there are few of them: the encoder's batches.

@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 
 from sca_batch.engines.graphs import GRAPHS, input_sizes
-from sca_batch.engines.plans import BACKENDS, PlanFacts
+from sca_batch.engines.plans import BACKENDS, RTX_CAPABILITIES, PlanFacts
 from sca_batch.engines.recipes import Recipe
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.model.sca import ScaModel
 
-__all__ = ["RTX_CAPABILITIES", "Execution", "TensorRtEngine", "build", "build_plan", "profile_for"]
+__all__ = ["Execution", "TensorRtEngine", "build", "build_plan", "profile_for"]
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-# What ComputeCapability has in TensorRT-RTX 1.7.
-RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _INSTALL = {
     "tensorrt": "pip install 'sca[trt]'",
     "tensorrt-rtx": "pip install 'sca[trt-rtx]'",

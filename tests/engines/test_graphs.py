@@ -116,8 +116,10 @@ class ConvolutionalEncoder(nn.Module):
     def forward(self, pixels):
         fine = self.fine(pixels)
         coarse = self.coarse(fine)
-        levels = [nn.functional.interpolate(x, (self.grid, self.grid), mode="bilinear",
-                                            align_corners=False) for x in (fine, coarse)]  # fmt: skip
+        levels = [
+            nn.functional.interpolate(features, (self.grid, self.grid), mode="bilinear")
+            for features in (fine, coarse)
+        ]
         return self.neck(torch.cat(levels, dim=1))
 
 
