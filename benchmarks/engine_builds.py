@@ -4,7 +4,8 @@
 
 Weights are random (normal, 0.02), sizes are SAM's; the mixer has 12 layers. One graph and one
 precision a run, since memory is the process's. Parity is ONNX Runtime (bf16: OpenVINO)
-against torch in float32 on one image, or five regions. The profile is that of engines/vit-h-fp16.toml.
+against torch in float32 on one image, or five regions. The profile is that of
+engines/vit-h-fp16.toml.
 """
 
 from __future__ import annotations

@@ -35,12 +35,14 @@ ENGINES: dict[str, tuple[str, ...]] = {
 class Chosen:
     """Which engine a model runs with; `label` goes into the run's fingerprint, `why` to the user.
 
-    `refused` are plans of this model that could not be used, each with its reason.
+    `plans` are the file names of those in use; `refused` are plans of this model that could not be
+    used, each with its reason.
     """
 
     engine: str
     label: str
     why: str
+    plans: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
 
 
@@ -51,13 +53,15 @@ def use_engines(
     *,
     precisions: Sequence[str],
     int8: bool = False,
+    only: Sequence[str] | None = None,
     model_name: str = "MODEL",
     trusted: bool = False,
 ) -> Chosen:
     """Gives the model the plans of a folder that fit it, its device and one of the precisions.
 
     Graphs without a plan run in torch. `auto` takes what fits, and torch where nothing does. With
-    `int8` the encoder is the plan of that precision, which is asked for and never chosen.
+    `int8` the encoder is the plan of that precision, which is asked for and never chosen. `only`
+    names plans that were chosen before, elsewhere: no others are looked at.
 
     Raises:
         ScaError: for an engine asked for by name that has no plan, or one that may not be used;
@@ -69,6 +73,8 @@ def use_engines(
         return Chosen("torch", "torch", "torch, as asked")
     _check_device(engine, model.device)
     plans = read_plans(folder) if folder.is_dir() else []
+    if only is not None:
+        plans = [(path, facts) for path, facts in plans if path.name in only]
     if int8:
         precisions = ("int8", *precisions)
     elif engine == "auto" and not plans:
@@ -105,7 +111,7 @@ def use_engines(
             continue
         if usable:
             model.engines = {g: load_plan(path, facts) for g, (path, facts) in usable.items()}
-            return _chosen(backend, [facts for _, facts in usable.values()], folder, refused)
+            return _chosen(backend, list(usable.values()), folder, refused)
     if int8:
         backend = ENGINES[engine][0]
         raise ScaError(
@@ -119,7 +125,7 @@ def use_engines(
             f"sca engine build --model {model_name} --backend {engine} --precision {precisions[0]}"
         )
     why = f"torch: no {wanted} plan in {folder} fits this model and device"
-    return Chosen("torch", "torch", why, tuple(refused))
+    return Chosen("torch", "torch", why, refused=tuple(refused))
 
 
 def plan_precisions(model: ScaModel, dtype: str) -> tuple[str, ...]:
@@ -136,9 +142,9 @@ _SHORT = {None: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def _chosen(
-    backend: str, plans: Sequence[PlanFacts], folder: Path, refused: Sequence[str]
+    backend: str, plans: Sequence[tuple[Path, PlanFacts]], folder: Path, refused: Sequence[str]
 ) -> Chosen:
-    built = {facts.graph: facts.precision for facts in plans}
+    built = {facts.graph: facts.precision for _, facts in plans}
     rest = [graph for graph in GRAPHS if graph not in built]
     of_precision = {
         precision: [g for g in GRAPHS if g in built and built[g] == precision]
@@ -151,7 +157,7 @@ def _chosen(
         label += f"[{','.join(g for g in GRAPHS if g in built)}]"
         why += f"; torch for {', '.join(rest)}: no plan in {folder}"
     engine = next(name for name, backends in ENGINES.items() if backend in backends)
-    return Chosen(engine, label, why, tuple(refused))
+    return Chosen(engine, label, why, tuple(path.name for path, _ in plans), tuple(refused))
 
 
 def _check_device(engine: str, device: torch.device) -> None:

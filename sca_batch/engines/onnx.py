@@ -18,7 +18,16 @@ from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.model.sca import ScaModel
 
-__all__ = ["OPSET", "OnnxEngine", "Precision", "export", "files_digest", "need", "onnx_files"]
+__all__ = [
+    "OPSET",
+    "OnnxEngine",
+    "Precision",
+    "export",
+    "files_digest",
+    "need",
+    "onnx_files",
+    "raise_if_out_of_memory",
+]
 
 # 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
 # builds in half precision only; what is exported here is eager attention anyway.
@@ -116,8 +125,23 @@ class OnnxEngine:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = (value.detach().cpu().contiguous().numpy() for value in inputs)
-        outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        named = dict(zip(self._names, arrays, strict=True))
+        try:
+            outputs = self._session.run(None, named)
+        except Exception as error:  # the runtime has no exception class of its own in common
+            raise_if_out_of_memory(error)
+            raise
         return tuple(torch.from_numpy(value) for value in outputs)
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """A runtime's own exception as Python's, for callers that then try with less at a time.
+
+    Raises:
+        MemoryError: where that is what it says.
+    """
+    if any(text in str(error) for text in ("bad_alloc", "bad allocation", "Failed to allocate")):
+        raise MemoryError(str(error)) from error
 
 
 def onnx_files(path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need
+from sca_batch.engines.onnx import need, raise_if_out_of_memory
 from sca_batch.errors import ScaError
 
 __all__ = ["OpenVinoEngine"]
@@ -48,7 +48,11 @@ class OpenVinoEngine:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [value.detach().cpu().contiguous().numpy() for value in inputs]
-        found = self._for_shapes(tuple(array.shape for array in arrays))(arrays)
+        try:
+            found = self._for_shapes(tuple(array.shape for array in arrays))(arrays)
+        except Exception as error:  # RuntimeError, or one of its own
+            raise_if_out_of_memory(error)
+            raise
         # Copied: the next call writes to the same memory.
         return tuple(torch.from_numpy(found[output].copy()) for output in found)
 

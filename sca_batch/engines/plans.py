@@ -198,6 +198,8 @@ def keep_plan(built: Path, facts: PlanFacts, folder: Path) -> Path:
     path = folder / f"{facts.stem}{suffix_of(facts.backend)}"
     side_car = path.with_name(f"{path.name}.json")
     side_car.unlink(missing_ok=True)
+    for compiled in folder.glob(f"{path.name}.*.cache"):  # by TensorRT-RTX, from the plan before
+        compiled.unlink()
     for file in onnx_files(built):
         file.replace(path.with_name(path.name + file.name.removeprefix(built.name)))
     writing = built.parent / "side-car.json"
