@@ -11,8 +11,8 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 INIT = (HERE / "sca_batch/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
-# Export to ONNX, and two runtimes for CPUs.
-CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5", "openvino>=2025.2"]
+# Export to ONNX, and two runtimes for CPUs. Older ONNX Runtimes take no ranges from a file (int8).
+CPU_ENGINES = ["onnx>=1.18", "onnxruntime>=1.32", "onnxscript>=0.5", "openvino>=2025.2"]
 
 
 class BuildWithAssets(build_py):

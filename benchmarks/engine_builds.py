@@ -3,8 +3,9 @@
 `python benchmarks/engine_builds.py encoder --sam vit-b --precision fp16 --threads 2`
 
 Weights are random (normal, 0.02), sizes are SAM's; the mixer has 12 layers. One graph and one
-precision a run, since memory is the process's. Parity is ONNX Runtime against torch in
-float32 on one image, or five regions. The profile is that of engines/vit-h-fp16.toml.
+precision a run, since memory is the process's. Parity is ONNX Runtime (bf16: OpenVINO)
+against torch in float32 on one image, or five regions. The profile is that of
+engines/vit-h-fp16.toml.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import GPT2Config
 from sca_batch.checks.engines import torch_outputs
 from sca_batch.engines.graphs import GRAPHS, example_inputs
 from sca_batch.engines.onnx import OnnxEngine, Precision, export, onnx_files
+from sca_batch.engines.openvino import OpenVinoEngine
 from sca_batch.engines.recipes import read_recipe
 from sca_batch.engines.tensorrt import build_plan, profile_for
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts
@@ -58,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("graph", choices=list(GRAPHS))
     parser.add_argument("--sam", choices=list(SAMS), default="vit-b")
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp16")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -84,7 +86,9 @@ def main() -> None:
         inputs = example_inputs(model, options.graph, images=1, regions=5)
         expected = torch_outputs(model, options.graph, inputs)
         with torch.inference_mode():
-            outputs = OnnxEngine(file)(*inputs)
+            # ONNX Runtime has no bfloat16 on a CPU.
+            runs = OpenVinoEngine if options.precision == "bf16" else OnnxEngine
+            outputs = runs(file)(*inputs)
         errors = [
             float((a.double() - b.double()).norm() / b.double().norm())
             for a, b in zip(outputs, expected, strict=True)

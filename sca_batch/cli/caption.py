@@ -136,6 +136,8 @@ def _caption_to_folder(
         plan = _plan(sources, options) if fresh else None
         content, informative = runner.about()
         log.info("Engine: %s", informative["engine"])
+        # Workers that start from here on take what the first one found, and say nothing of it.
+        options |= {"engine": informative["options"]["engine"], "plans": informative["plans"]}
         with job.locked(out):
             if options["overwrite"]:
                 job.remove_run(out)
@@ -228,6 +230,7 @@ class Settings:
 
         self.options = options
         self.engine_label = self.engine_why = "torch"
+        self.plans: tuple[str, ...] = ()
         self.regions = self._region_settings()
         self.captions = CaptionSettings(**{name: options[name] for name in CAPTION_OPTIONS})
 
@@ -260,13 +263,15 @@ class Settings:
             options["engine"],
             options["engine_dir"],
             precisions=plan_precisions(model, options["dtype"]),
+            int8=options["int8"],
+            only=options.get("plans"),
             model_name=options["model"],
             trusted=options["trust_engine"],
         )
         for reason in chosen.refused:
             log.warning("Not used: %s", reason)
         # The run keeps what was found, so that a plan built tonight does not change it tomorrow.
-        options["engine"] = chosen.engine
+        options["engine"], self.plans = chosen.engine, chosen.plans
         self.engine_label, self.engine_why = chosen.label, chosen.why
         return model
 
@@ -317,6 +322,7 @@ class Settings:
             "sources": list(sources),
             "device": str(model.device),
             "engine": self.engine_why,
+            "plans": list(self.plans),
             "versions": {
                 "sca": __version__,
                 "torch": torch.__version__,

@@ -33,7 +33,9 @@ REGION_OPTIONS = (
     "crop_n_points_downscale_factor", "min_mask_region_area",
 )  # fmt: skip
 CAPTION_OPTIONS = ("task", "prompt", "num_beams", "max_new_tokens", "captions_per_region")
-CONTENT_OPTIONS = ("model", "dtype", "engine", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS)
+CONTENT_OPTIONS = (
+    "model", "dtype", "engine", "int8", "shard_size", *CAPTION_OPTIONS, *REGION_OPTIONS
+)  # fmt: skip
 
 
 def section(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,6 +114,12 @@ model_options = section(
         show_default=True,
         help="What runs SAM and the mixer. auto takes plans that `sca engine build` made for this "
         "model, device and dtype, else torch, and says which.",
+    ),
+    click.option(
+        "--int8",
+        is_flag=True,
+        help="Encode images with the plan that `sca engine build --precision int8` made: sooner; "
+        "some masks and captions differ.",
     ),
     click.option(
         "--engine-dir",

@@ -30,6 +30,14 @@ _FOLDER = click.option(
     show_default=True,
     help="Where plans lie; also SCA_ENGINE_DIR.",
 )
+_PICTURES = click.option(
+    "--calibration",
+    "pictures",
+    multiple=True,
+    metavar="IMAGES",
+    help="int8: a folder, images or a manifest. Every other image gives the ranges, the rest is "
+    "compared.  [default: the bundled sample]",
+)
 
 
 @click.group()
@@ -43,18 +51,22 @@ def engine() -> None:
 
 @engine.command()
 @_MODEL
-@click.option("--recipe", help="A .toml file, or a name: cpu-fp32, cpu-bf16, vit-h-fp16, tiny.")
+@click.option("--recipe", help="A .toml file, or a name: cpu-fp32, cpu-bf16, cpu-int8, "
+              "vit-h-fp16, tiny.")  # fmt: skip
 @click.option(
     "--backend",
-    type=click.Choice(["openvino", "onnx", "tensorrt", "tensorrt-rtx"]),
-    help="The recipe's, else openvino on a CPU. tensorrt: all NVIDIA GPUs, built on the GPU; "
-    "tensorrt-rtx: GeForce, RTX and A100, built anywhere.",
+    type=click.Choice(["auto", "gpu", "openvino", "onnx", "tensorrt", "tensorrt-rtx"]),
+    help="The recipe's, else auto: openvino on a CPU, elsewhere gpu, the flavour of TensorRT for "
+    "the GPU. tensorrt: all NVIDIA GPUs, built on the GPU; tensorrt-rtx: GeForce, RTX and A100, "
+    "built anywhere.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="The recipe's, else fp32. fp16 is TensorRT's and ONNX Runtime's, bf16 OpenVINO's.",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="The recipe's, else fp32. fp16 is TensorRT's and ONNX Runtime's, bf16 TensorRT's and "
+    "OpenVINO's, int8 that of the encoder on ONNX Runtime and OpenVINO.",
 )
+@_PICTURES
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Another value for a key of the recipe, say regions=1,32,32.")  # fmt: skip
 @_FOLDER
@@ -65,6 +77,7 @@ def build(
     recipe: str | None,
     backend: str | None,
     precision: str | None,
+    pictures: tuple[str, ...],
     overrides: tuple[str, ...],
     folder: Path,
     device: str,
@@ -79,18 +92,25 @@ def build(
     Examples:
       sca engine build                                         OpenVINO, exact, on a CPU
       sca engine build --model M --recipe vit-h-fp16           TensorRT-RTX in half precision
-      sca engine build --model M --backend tensorrt --precision fp16 --device cuda
+      sca engine build --model M --precision int8 --calibration photos/
+      sca engine build --model M --backend gpu --precision fp16 --device cuda
     """
+    from sca_batch.engines.plans import this_machine
     from sca_batch.engines.recipes import read_recipe
+    from sca_batch.model.zoo import resolve_device
 
     given = [("backend", backend), ("precision", precision)]
     typed = [f"{key}={value}" for key, value in given if value]
     # Backend and precision belong together: they are replaced in one step.
     chosen = read_recipe(recipe, [*overrides, *typed])
+    machine = this_machine(resolve_device(device), ["tensorrt", "tensorrt-rtx"])
+    chosen = chosen.on(machine)
+    if pictures and chosen.precision != "int8":
+        raise ScaError(f"--calibration with precision {chosen.precision}: it belongs to int8")
     if dry_run:
         _describe(name, chosen, folder)
         return
-    _build_all(name, chosen, folder, device)
+    _build_all(name, chosen, folder, device, pictures)
 
 
 @engine.command("list")
@@ -118,9 +138,10 @@ def list_plans(folder: Path, device: str, name: str | None) -> None:
 
 @engine.command()
 @_MODEL
+@_PICTURES
 @_FOLDER
 @_DEVICE
-def check(name: str, folder: Path, device: str) -> None:
+def check(name: str, pictures: tuple[str, ...], folder: Path, device: str) -> None:
     """Compare a model's plans with torch, on this machine, and say which are within tolerance.
 
     Exits 1 when a plan misses its tolerance, 2 when there is none to check.
@@ -128,12 +149,17 @@ def check(name: str, folder: Path, device: str) -> None:
     from dataclasses import replace
 
     from sca_batch.checks.engines import describe_error, misses, parity
+    from sca_batch.checks.pictures import read_pictures
     from sca_batch.engines import load_plan
 
     model, plans = _usable(name, folder, device)
     failed = False
     for path, facts in plans:
-        facts = replace(facts, error=parity(model, facts.graph, load_plan(path, facts)))
+        comparing = None
+        if facts.precision == "int8":
+            comparing = read_pictures(pictures, model.config.image_size).comparing()
+        error = parity(model, facts.graph, load_plan(path, facts), comparing)
+        facts = replace(facts, error=error)
         missed = misses(facts)
         failed |= bool(missed)
         verdict = f"FAILED: {'; '.join(missed)}" if missed else "ok"
@@ -192,8 +218,11 @@ def _medians(
     return [statistics.median(taken[1:]) for taken in times]
 
 
-def _build_all(name: str, recipe: Recipe, folder: Path, device: str) -> None:
+def _build_all(
+    name: str, recipe: Recipe, folder: Path, device: str, sources: tuple[str, ...]
+) -> None:
     from sca_batch.checks.engines import build_checked, describe_error
+    from sca_batch.checks.pictures import read_pictures
     from sca_batch.model.checkpoint import weights_digest
     from sca_batch.model.zoo import load_model
 
@@ -207,9 +236,17 @@ def _build_all(name: str, recipe: Recipe, folder: Path, device: str) -> None:
         return True
 
     missed: list[str] = []
-    for graph in recipe.graphs:
+    pictures = read_pictures(sources, model.config.image_size) if sources else None
+    for graph in recipe.parts:
         built = build_checked(
-            model, graph, recipe, folder, weights=weights, model_name=name, on_phase=on_phase
+            model,
+            graph,
+            recipe,
+            folder,
+            weights=weights,
+            model_name=name,
+            pictures=pictures,
+            on_phase=on_phase,
         )
         if shown:
             click.echo("\r\033[K", nl=False, err=True)
@@ -232,7 +269,7 @@ def _build_all(name: str, recipe: Recipe, folder: Path, device: str) -> None:
 
 def _describe(name: str, recipe: Recipe, folder: Path) -> None:
     click.echo(
-        f"Would build {', '.join(recipe.graphs)} of {name} with {recipe.backend} in "
+        f"Would build {', '.join(recipe.parts)} of {name} with {recipe.backend} in "
         f"{recipe.precision} into {folder}/"
     )
     if recipe.keep_fp32:

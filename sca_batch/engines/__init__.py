@@ -35,12 +35,14 @@ ENGINES: dict[str, tuple[str, ...]] = {
 class Chosen:
     """Which engine a model runs with; `label` goes into the run's fingerprint, `why` to the user.
 
-    `refused` are plans of this model that could not be used, each with its reason.
+    `plans` are the file names of those in use; `refused` are plans of this model that could not be
+    used, each with its reason.
     """
 
     engine: str
     label: str
     why: str
+    plans: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
 
 
@@ -50,21 +52,32 @@ def use_engines(
     folder: Path,
     *,
     precisions: Sequence[str],
+    int8: bool = False,
+    only: Sequence[str] | None = None,
     model_name: str = "MODEL",
     trusted: bool = False,
 ) -> Chosen:
     """Gives the model the plans of a folder that fit it, its device and one of the precisions.
 
-    Graphs without a plan run in torch. `auto` takes what fits, and torch where nothing does.
+    Graphs without a plan run in torch. `auto` takes what fits, and torch where nothing does. With
+    `int8` the encoder is the plan of that precision, which is asked for and never chosen. `only`
+    names plans that were chosen before, elsewhere: no others are looked at.
 
     Raises:
-        ScaError: for an engine asked for by name that has no plan, or one that may not be used.
+        ScaError: for an engine asked for by name that has no plan, or one that may not be used;
+            for an int8 encoder that is not there.
     """
     if engine == "torch":
+        if int8:
+            raise ScaError("--int8 with --engine torch: it is a plan of openvino or onnx")
         return Chosen("torch", "torch", "torch, as asked")
     _check_device(engine, model.device)
     plans = read_plans(folder) if folder.is_dir() else []
-    if engine == "auto" and not plans:
+    if only is not None:
+        plans = [(path, facts) for path, facts in plans if path.name in only]
+    if int8:
+        precisions = ("int8", *precisions)
+    elif engine == "auto" and not plans:
         return Chosen("torch", "torch", f"torch: no plans in {folder}")
     machine = this_machine(
         model.device, sorted({f.backend for _, f in plans if not isinstance(f, str)})
@@ -73,8 +86,9 @@ def use_engines(
     weights = weights_digest(model)
     ours = [
         (path, facts)
+        for precision in precisions
         for path, facts in plans
-        if not isinstance(facts, str) and facts.weights == weights and facts.precision in precisions
+        if not isinstance(facts, str) and facts.weights == weights and facts.precision == precision
     ]
     refused: list[str] = []
     for backend in ENGINES[engine]:
@@ -86,14 +100,24 @@ def use_engines(
                 if reason is None:
                     usable.setdefault(facts.graph, (path, facts))
                 else:
-                    reasons[facts.graph] = reason
+                    reasons.setdefault(facts.graph, reason)
         missed = [reason for graph, reason in reasons.items() if graph not in usable]
         if missed and engine != "auto":
             raise ScaError(missed[0])
         refused += missed
+        if int8 and ("encoder" not in usable or usable["encoder"][1].precision != "int8"):
+            if "encoder" in reasons:
+                refused.append(reasons["encoder"])
+            continue
         if usable:
             model.engines = {g: load_plan(path, facts) for g, (path, facts) in usable.items()}
-            return _chosen(backend, [facts for _, facts in usable.values()], folder, refused)
+            return _chosen(backend, list(usable.values()), folder, refused)
+    if int8:
+        backend = ENGINES[engine][0]
+        raise ScaError(
+            f"--int8: {refused[0] if refused else f'no int8 plan of the encoder in {folder}'}. "
+            f"Build it: sca engine build --model {model_name} --backend {backend} --precision int8"
+        )
     wanted = " or ".join(precisions)
     if engine != "auto":
         raise ScaError(
@@ -101,7 +125,7 @@ def use_engines(
             f"sca engine build --model {model_name} --backend {engine} --precision {precisions[0]}"
         )
     why = f"torch: no {wanted} plan in {folder} fits this model and device"
-    return Chosen("torch", "torch", why, tuple(refused))
+    return Chosen("torch", "torch", why, refused=tuple(refused))
 
 
 def plan_precisions(model: ScaModel, dtype: str) -> tuple[str, ...]:
@@ -118,19 +142,22 @@ _SHORT = {None: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def _chosen(
-    backend: str, plans: Sequence[PlanFacts], folder: Path, refused: Sequence[str]
+    backend: str, plans: Sequence[tuple[Path, PlanFacts]], folder: Path, refused: Sequence[str]
 ) -> Chosen:
-    built = {facts.graph for facts in plans}
-    precision = "+".join(sorted({facts.precision for facts in plans}))
-    graphs = [graph for graph in GRAPHS if graph in built]
+    built = {facts.graph: facts.precision for _, facts in plans}
     rest = [graph for graph in GRAPHS if graph not in built]
-    why = f"{backend} {precision} for {', '.join(graphs)}"
-    label = f"{backend}-{precision}"
+    of_precision = {
+        precision: [g for g in GRAPHS if g in built and built[g] == precision]
+        for precision in sorted(set(built.values()), reverse=True)
+    }
+    label = f"{backend}-{'+'.join(of_precision)}"
+    parts = [f"{precision} for {', '.join(names)}" for precision, names in of_precision.items()]
+    why = f"{backend} {'; '.join(parts)}"
     if rest:
-        label += f"[{','.join(graphs)}]"
+        label += f"[{','.join(g for g in GRAPHS if g in built)}]"
         why += f"; torch for {', '.join(rest)}: no plan in {folder}"
     engine = next(name for name, backends in ENGINES.items() if backend in backends)
-    return Chosen(engine, label, why, tuple(refused))
+    return Chosen(engine, label, why, tuple(path.name for path, _ in plans), tuple(refused))
 
 
 def _check_device(engine: str, device: torch.device) -> None:

@@ -18,11 +18,21 @@ from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.model.sca import ScaModel
 
-__all__ = ["OPSET", "OnnxEngine", "Precision", "export", "files_digest", "need", "onnx_files"]
+__all__ = [
+    "OPSET",
+    "OnnxEngine",
+    "Precision",
+    "export",
+    "files_digest",
+    "need",
+    "onnx_files",
+    "raise_if_out_of_memory",
+]
 
 # 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
 # builds in half precision only; what is exported here is eager attention anyway.
 OPSET = 20
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 INSTALL = "pip install 'sca[cpu]'"
 
 
@@ -34,8 +44,13 @@ class Precision:
     keep_fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in ("fp32", "fp16"):
-            raise ScaError(f"precision {self.name!r} of a graph: expected fp32 or fp16")
+        if self.name not in _DTYPES:
+            raise ScaError(f"precision {self.name!r} of a graph: expected {' or '.join(_DTYPES)}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Torch's name for it."""
+        return _DTYPES[self.name]
 
 
 def export(model: ScaModel, name: str, path: Path, *, precision: Precision | None = None) -> None:
@@ -43,13 +58,13 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
 
     Raises:
         MissingPackageError: without onnx and onnxscript.
+        ScaError: for an encoder that can be traced at one batch size only.
     """
     precision = precision or Precision()
     for package in ("onnx", "onnxscript"):
         need(package, "exporting a graph")
     facts = GRAPHS[name]
-    half = precision.name == "fp16"
-    graph = build_graph(model, name, half=half, keep_fp32=precision.keep_fp32)
+    graph = build_graph(model, name, dtype=precision.dtype, keep_fp32=precision.keep_fp32)
     # One size object per name: sizes that two inputs share are one axis to the tracer.
     sizes: dict[str, Any] = {}
     dynamic = {
@@ -73,6 +88,21 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
             external_data=True,
             verbose=False,
         )
+    _check_open_axes(path, name)
+
+
+def _check_open_axes(path: Path, name: str) -> None:
+    """An encoder that makes a size `int` fixes it, and the exporter says nothing of that."""
+    graph = need("onnx", "exporting a graph").load(path, load_external_data=False).graph
+    for item in graph.input:
+        for axis, size in zip(
+            GRAPHS[name].axes[item.name], item.type.tensor_type.shape.dim, strict=True
+        ):
+            if axis is not None and not size.dim_param:
+                raise ScaError(
+                    f"{name}: tracing fixed the number of {axis} to {size.dim_value}. The model's "
+                    "code turns that size into a number: x.shape[0], not len(x)"
+                )
 
 
 class OnnxEngine:
@@ -95,8 +125,23 @@ class OnnxEngine:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = (value.detach().cpu().contiguous().numpy() for value in inputs)
-        outputs = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        named = dict(zip(self._names, arrays, strict=True))
+        try:
+            outputs = self._session.run(None, named)
+        except Exception as error:  # the runtime has no exception class of its own in common
+            raise_if_out_of_memory(error)
+            raise
         return tuple(torch.from_numpy(value) for value in outputs)
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """A runtime's own exception as Python's, for callers that then try with less at a time.
+
+    Raises:
+        MemoryError: where that is what it says.
+    """
+    if any(text in str(error) for text in ("bad_alloc", "bad allocation", "Failed to allocate")):
+        raise MemoryError(str(error)) from error
 
 
 def onnx_files(path: Path) -> list[Path]:

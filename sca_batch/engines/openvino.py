@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need
+from sca_batch.engines.onnx import need, raise_if_out_of_memory
 from sca_batch.errors import ScaError
 
 __all__ = ["OpenVinoEngine"]
 
 # OpenVINO's own choice is bf16 wherever the CPU has it: what is meant is always said.
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoEngine:
-    """A graph that runs in OpenVINO on the CPU, exactly (fp32) or in bf16.
+    """A graph that runs in OpenVINO on the CPU: in fp32, in bf16, or in the int8 of its file.
 
     An engine whose `static` is set is compiled anew for each shape it meets, which is faster where
     there are few of them: the encoder's batches.
@@ -48,7 +48,11 @@ class OpenVinoEngine:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [value.detach().cpu().contiguous().numpy() for value in inputs]
-        found = self._for_shapes(tuple(array.shape for array in arrays))(arrays)
+        try:
+            found = self._for_shapes(tuple(array.shape for array in arrays))(arrays)
+        except Exception as error:  # RuntimeError, or one of its own
+            raise_if_out_of_memory(error)
+            raise
         # Copied: the next call writes to the same memory.
         return tuple(torch.from_numpy(found[output].copy()) for output in found)
 

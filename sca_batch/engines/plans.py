@@ -24,6 +24,7 @@ from sca_batch.engines.onnx import files_digest, onnx_files
 
 __all__ = [
     "BACKENDS",
+    "RTX_CAPABILITIES",
     "Machine",
     "PlanFacts",
     "building_folder",
@@ -31,6 +32,7 @@ __all__ = [
     "read_plans",
     "refusal",
     "suffix_of",
+    "tensorrt_flavour",
     "this_machine",
 ]
 
@@ -42,6 +44,8 @@ BACKENDS = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
+# What ComputeCapability has in TensorRT-RTX 1.7; the standard flavour serves every GPU.
+RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class PlanFacts:
     """The side-car. Digests are SHA-256; `weights` is the model's `weights_digest`.
 
     `capabilities` are `cpu`, compute capabilities such as `sm90`, or nothing: any GPU that the
-    library serves. `shapes` has least, usual and largest sizes of the open axes. `error` is what
+    library serves. `shapes` has least, usual and largest sizes of the open axes; `calibration` the
+    number of images that int8 ranges are from, and the digest of their pixels. `error` is what
     the parity gate measured; where the plan could not be executed where it was built, its ONNX file
     was, and `executed` is false.
     """
@@ -66,6 +71,7 @@ class PlanFacts:
     keep_fp32: tuple[str, ...] = ()
     shapes: dict[str, Any] = field(default_factory=dict)
     memory_bytes: int | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     executed: bool = True
     model: str = ""
@@ -102,6 +108,19 @@ def this_machine(device: torch.device, backends: Sequence[str] = tuple(BACKENDS)
         major, minor = torch.cuda.get_device_capability(device)
         capability = f"sm{major}{minor}"
     return Machine(capability, {name: _version(BACKENDS[name]) for name in backends})
+
+
+def tensorrt_flavour(machine: Machine) -> str:
+    """The backend that builds TensorRT plans for a machine's GPU, or anywhere where there is none.
+
+    TensorRT-RTX where it serves the GPU; the standard flavour for the others (H100, H200, B200),
+    and where it is the one that is installed.
+    """
+    if machine.capability == "cpu":
+        return "tensorrt-rtx"
+    served = machine.capability in RTX_CAPABILITIES
+    only_standard = machine.versions["tensorrt-rtx"] is None and machine.versions["tensorrt"]
+    return "tensorrt-rtx" if served and not only_standard else "tensorrt"
 
 
 def suffix_of(backend: str) -> str:
@@ -179,6 +198,8 @@ def keep_plan(built: Path, facts: PlanFacts, folder: Path) -> Path:
     path = folder / f"{facts.stem}{suffix_of(facts.backend)}"
     side_car = path.with_name(f"{path.name}.json")
     side_car.unlink(missing_ok=True)
+    for compiled in folder.glob(f"{path.name}.*.cache"):  # by TensorRT-RTX, from the plan before
+        compiled.unlink()
     for file in onnx_files(built):
         file.replace(path.with_name(path.name + file.name.removeprefix(built.name)))
     writing = built.parent / "side-car.json"

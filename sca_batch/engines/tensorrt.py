@@ -8,8 +8,11 @@ agree in everything used here. Running is written to the documented API and was 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,17 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sca_batch.engines.graphs import GRAPHS, input_sizes
-from sca_batch.engines.plans import BACKENDS, PlanFacts
+from sca_batch.engines.execution import Execution, capture_cuda_graph
+from sca_batch.engines.graphs import input_sizes
+from sca_batch.engines.plans import BACKENDS, RTX_CAPABILITIES, PlanFacts
 from sca_batch.engines.recipes import Recipe
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.model.sca import ScaModel
 
-__all__ = ["RTX_CAPABILITIES", "Execution", "TensorRtEngine", "build", "build_plan", "profile_for"]
+__all__ = ["RuntimeCache", "TensorRtEngine", "build", "build_plan", "profile_for"]
+
+log = logging.getLogger(__name__)
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-# What ComputeCapability has in TensorRT-RTX 1.7.
-RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _INSTALL = {
     "tensorrt": "pip install 'sca[trt]'",
     "tensorrt-rtx": "pip install 'sca[trt-rtx]'",
@@ -119,13 +123,13 @@ def build_plan(
     on_phase: Callable[[str, int, int], bool] | None = None,
 ) -> int | None:
     """Parses and builds; writes the plan. Returns the bytes of GPU memory that its log names."""
-    trt, log = _flavour(backend), _logger(backend)
-    log.lines.clear()
-    builder = trt.Builder(log)
+    trt, said = _flavour(backend), _logger(backend)
+    said.lines.clear()
+    builder = trt.Builder(said)
     # Needless with TensorRT-RTX and 11, right with 10.
     strongly = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly)
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, said)
     if not parser.parse_from_file(str(onnx)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise ScaError(f"{onnx.name}: {backend} cannot read it: {' '.join(reasons)}")
@@ -146,14 +150,17 @@ def build_plan(
         config.progress_monitor = monitor
     built = builder.build_serialized_network(network, config)
     if built is None:
-        raise ScaError(f"{onnx.name}: {backend} cannot build it: {log.reason()}")
+        raise ScaError(f"{onnx.name}: {backend} cannot build it: {said.reason()}")
     plan.write_bytes(built)
-    found = [int(n) for line in log.lines for n in _MEMORY.findall(line)]
+    found = [int(n) for line in said.lines for n in _MEMORY.findall(line)]
     return sum(found) if found else None
 
 
 class TensorRtEngine:
-    """A plan on the current CUDA device."""
+    """A plan on the current CUDA device.
+
+    CUDA graphs are TensorRT-RTX's own business; for the standard flavour they are captured here.
+    """
 
     def __init__(self, path: Path, facts: PlanFacts) -> None:
         # The standard runtime returns a null object without a driver, and its first use is a crash.
@@ -163,20 +170,93 @@ class TensorRtEngine:
                 "--engine openvino or torch, or see what is wrong: sca doctor"
             )
         engine = deserialize(path, facts.backend)
-        trt = _flavour(facts.backend)
-        if hasattr(engine, "create_runtime_config") and hasattr(trt, "CudaGraphStrategy"):
-            runtime_config = engine.create_runtime_config()
-            runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache: RuntimeCache | None = None
+        if facts.backend == "tensorrt-rtx":
+            name = re.sub(r"\W+", "-", torch.cuda.get_device_name())
+            beside = path.with_name(f"{path.name}.{name}.cache")
+            runtime_config, self._cache = rtx_runtime_config(engine, beside)
             context = engine.create_execution_context(runtime_config)
         else:
             context = engine.create_execution_context()
+        if context is None:
+            need = (facts.memory_bytes or 0) / 2**20
+            raise ScaError(
+                f"{path.name}: {facts.backend} cannot prepare it: "
+                f"{_logger(facts.backend).reason()}. At its largest sizes it needs {need:,.0f} MiB "
+                "of GPU memory; build it for fewer: sca engine build --set regions=1,16,16"
+            )
         self._engine = engine  # the context does not keep it
         self._execution = Execution(
-            context, facts, stream=lambda: torch.cuda.current_stream().cuda_stream
+            context,
+            facts,
+            stream=lambda: torch.cuda.current_stream().cuda_stream,
+            reason=_logger(facts.backend).reason,
+            capture=None if self._cache else capture_cuda_graph,
         )
+        self._ran_on: torch.cuda.Stream | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._execution(*inputs)
+        stream = torch.cuda.current_stream()
+        if self._ran_on is not None and self._ran_on != stream:
+            stream.wait_stream(self._ran_on)  # a context's memory is there once
+        self._ran_on = stream
+        outputs = self._execution(*inputs)
+        if self._cache is not None:
+            self._cache.ran()
+        return outputs
+
+
+def rtx_runtime_config(engine: Any, cache: Path) -> tuple[Any, RuntimeCache]:
+    """How TensorRT-RTX should run: CUDA graphs of its own, and what it compiled last time."""
+    trt = _flavour("tensorrt-rtx")
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    # Kernels that know their shapes are compiled beside the run, which does not wait for them.
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    )
+    compiled = config.create_runtime_cache()
+    kept = RuntimeCache(compiled, cache)
+    config.set_runtime_cache(compiled)
+    return config, kept
+
+
+class RuntimeCache:
+    """What TensorRT-RTX compiled for a GPU, kept in a file beside the plan for the next process.
+
+    The library itself refuses bytes of another version, another GPU or another driver. A folder
+    that cannot be written to costs the next process the time to compile, and is said once.
+    """
+
+    def __init__(self, compiled: Any, path: Path) -> None:
+        self._compiled, self._path = compiled, path
+        self._runs, self._num_bytes = 0, 0
+        if path.is_file():
+            before = path.read_bytes()
+            if compiled.deserialize(before):
+                self._num_bytes = len(before)
+            else:
+                log.warning("%s is of another machine or version, and is made anew.", path.name)
+
+    def ran(self) -> None:
+        """Notes a run; after the 1st, 2nd, 4th, 8th ... what was compiled since is kept.
+
+        Kernels come late, when their shapes come, and reading the cache takes time.
+        """
+        self._runs += 1
+        if self._runs & (self._runs - 1):
+            return
+        compiled = bytes(self._compiled.serialize())
+        if len(compiled) == self._num_bytes:
+            return
+        self._num_bytes = len(compiled)
+        writing = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            writing.write_bytes(compiled)
+            writing.replace(self._path)
+        except OSError as error:
+            if self._runs == 1:
+                log.warning("%s cannot be kept: %s", self._path.name, error)
 
 
 def deserialize(path: Path, backend: str) -> Any:
@@ -185,73 +265,12 @@ def deserialize(path: Path, backend: str) -> Any:
     Raises:
         ScaError: with the library's own words, for a plan that it does not take.
     """
-    trt, log = _flavour(backend), _logger(backend)
-    log.lines.clear()
-    engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    trt, said = _flavour(backend), _logger(backend)
+    said.lines.clear()
+    engine = trt.Runtime(said).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise ScaError(f"{path.name}: {backend} does not take this plan: {log.reason()}")
+        raise ScaError(f"{path.name}: {backend} does not take this plan: {said.reason()}")
     return engine
-
-
-class Execution:
-    """Runs an execution context on torch tensors, in pieces that fit its profile.
-
-    Nothing is copied and nothing waits: work is queued on the current stream, in whose order the
-    tensors' memory is used again.
-    """
-
-    def __init__(self, context: Any, facts: PlanFacts, *, stream: Callable[[], int]) -> None:
-        self._context = context
-        self._graph = facts.graph
-        self._stream = stream
-        self._inputs, self._outputs = GRAPHS[facts.graph].inputs, GRAPHS[facts.graph].outputs
-        self._most: Mapping[str, Sequence[int]] = {n: s[2] for n, s in facts.shapes.items()}
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        pieces = [self._run(piece) for piece in self._pieces(inputs)]
-        if len(pieces) == 1:
-            return pieces[0]
-        return tuple(torch.cat(outputs) for outputs in zip(*pieces, strict=True))
-
-    def _pieces(self, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-        axes = GRAPHS[self._graph].axes
-        axis = "images" if self._graph == "encoder" else "regions"
-        split = [axes[name][0] == axis for name in self._inputs]
-        which = split.index(True)
-        size, most = inputs[which].shape[0], self._most[self._inputs[which]][0]
-        for start in range(0, size, most):
-            piece = [
-                value[start : start + most] if parted else value
-                for value, parted in zip(inputs, split, strict=True)
-            ]
-            if self._graph == "mixer" and piece[0].shape[0] > self._most["embedding"][0]:
-                # One image for each region: which of them are needed is not read from the device.
-                piece[0] = piece[0].index_select(0, piece[2])
-                piece[2] = torch.arange(piece[2].shape[0], device=piece[2].device)
-            yield tuple(piece)
-
-    def _run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        context = self._context
-        held = [value.contiguous() for value in inputs]
-        for name, value in zip(self._inputs, held, strict=True):
-            if not context.set_input_shape(name, tuple(value.shape)):
-                raise ScaError(
-                    f"{self._graph}: {name} of shape {tuple(value.shape)} is beyond what the plan "
-                    f"was built for, at most {tuple(self._most[name])}. Build it for more: "
-                    "sca engine build --set prompt_tokens=..."
-                )
-            context.set_tensor_address(name, value.data_ptr())
-        missing = context.infer_shapes()
-        assert not missing, f"inputs without a shape: {missing}"
-        outputs = tuple(
-            torch.empty(tuple(context.get_tensor_shape(name)), device=held[0].device)
-            for name in self._outputs
-        )
-        for name, value in zip(self._outputs, outputs, strict=True):
-            context.set_tensor_address(name, value.data_ptr())
-        if not context.execute_async_v3(self._stream()):
-            raise ScaError(f"{self._graph}: TensorRT could not run its plan")
-        return outputs
 
 
 def _flavour(backend: str) -> Any:
@@ -271,8 +290,8 @@ def _logger(backend: str) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-            self.errors: list[str] = []
+            self.lines: deque[str] = deque(maxlen=10_000)  # a process may run for days
+            self.errors: deque[str] = deque(maxlen=10)
 
         def log(self, severity: Any, message: str) -> None:
             self.lines.append(message)
@@ -280,7 +299,7 @@ def _logger(backend: str) -> Any:
                 self.errors.append(message)
 
         def reason(self) -> str:
-            errors = self.errors[-2:] or self.lines[-2:]
+            errors = list(self.errors or self.lines)[-2:]
             self.errors.clear()
             return " ".join(" ".join(errors).split()) or "it does not say why"
 

@@ -47,7 +47,7 @@ class TimmEncoder(nn.Module):
             tokens_BXC: Tensor = self.backbone.forward_features(pixels)
         patches_BGC = tokens_BXC[:, self.backbone.num_prefix_tokens :]
         side = round(patches_BGC.shape[1] ** 0.5)
-        return patches_BGC.transpose(1, 2).reshape(len(patches_BGC), -1, side, side)
+        return patches_BGC.transpose(1, 2).reshape(patches_BGC.shape[0], -1, side, side)
 
     def project(self, features_BCGG: Tensor) -> Tensor:
         """The neck: (B, D, G, G)."""

@@ -11,6 +11,7 @@ import pytest
 
 from sca_batch.cli import main
 from sca_batch.engines.graphs import GRAPHS
+from sca_batch.errors import ScaError
 
 
 @dataclass
@@ -100,6 +101,77 @@ def test_plans_are_listed_checked_and_timed(sca, plans, shapes_folder):
     assert timed.count("openvino") == 4
 
 
+def test_workers_after_the_first_take_what_it_found_and_say_nothing(
+    sca, shapes_images, plan_of, tmp_path
+):
+    folder = tmp_path / "plans"
+    upscale = plan_of(folder, "upscale")
+    plan_of(folder, "decoder", version="2020.1")
+    done = sca("caption", "images", "--engine-dir", folder, "--workers", "2", "--shard-size", "1")
+    assert done.stderr.count("Engine: openvino fp32 for upscale; torch for ") == 1
+    assert done.stderr.count("Not used: decoder-") == 1
+    run = json.loads((tmp_path / "images-captions/run.json").read_text())
+    assert run["settings"]["plans"] == [upscale.name]
+
+
+def test_a_worker_that_cannot_have_the_runs_plans_is_an_error(shapes_model, plan_of, tmp_path):
+    from sca_batch.engines import use_engines
+
+    path = plan_of(tmp_path, "upscale")
+    chosen = use_engines(shapes_model, "auto", tmp_path, precisions=("fp32",))
+    shapes_model.engines = {}
+    assert chosen.plans == (path.name,)
+    path.unlink()
+    with pytest.raises(ScaError, match="no fp32 plan of this model"):
+        use_engines(shapes_model, chosen.engine, tmp_path, precisions=("fp32",), only=chosen.plans)
+
+
+def test_int8_that_the_model_does_not_bear_is_not_kept(sca, shapes_images, shapes_folder, tmp_path):
+    """This model's captions are those of random weights, and hang on every digit."""
+    done = sca("engine", "build", "--model", shapes_folder, "--precision", "int8",
+               "--calibration", "images", code=1)  # fmt: skip
+    # Two of three images calibrate; the other one has three boxes.
+    assert " of 3 captions differ; NOT kept: encoder: " in done.stderr
+    assert "calibrate on more images like yours" in done.stderr
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_int8_is_asked_for_and_never_taken_by_itself(sca, shapes_images, plan_of, tmp_path):
+    folder = tmp_path / "engines"
+    for graph in GRAPHS:
+        plan_of(folder, graph)
+    plan_of(folder, "encoder", precision="int8")
+    plain = sca("caption", "images", "--limit", "1", "-o", "plain")
+    assert "Engine: openvino fp32 for encoder, decoder, upscale, mixer" in plain.stderr
+    asked = sca("caption", "images", "--limit", "1", "-o", "asked", "--int8")
+    assert "Engine: openvino int8 for encoder; fp32 for decoder, upscale, mixer" in asked.stderr
+    run = json.loads((tmp_path / "asked/run.json").read_text())
+    assert run["fingerprint"]["engine"] == "openvino-int8+fp32"
+    again = sca("caption", "images", "--limit", "1", "-o", "asked")
+    assert "Engine: openvino int8 for encoder; fp32 for" in again.stderr
+    missing = sca("caption", "images", "-o", "none", "--int8", "--engine", "onnx", code=2)
+    assert "no int8 plan of the encoder in engines. Build it: sca engine build" in missing.stderr
+    assert "--backend onnx --precision int8" in missing.stderr
+    torch = sca("caption", "images", "-o", "none", "--int8", "--engine", "torch", code=2)
+    assert "--int8 with --engine torch" in torch.stderr
+
+
+def test_int8_that_describes_too_much_otherwise_is_not_kept():
+    from sca_batch.checks.engines import misses
+    from sca_batch.engines.plans import PlanFacts
+
+    def missed(**error):
+        good = {"relative_error": 0.1, "cosine": 0.99, "mean_mask_iou": 0.98, "captions": 4.0,
+                "captions_compared": 20.0}  # fmt: skip
+        facts = PlanFacts("encoder", "onnx", "1", "int8", "w", "g", "p", 1, error=good | error)
+        return misses(facts)
+
+    assert missed() == []
+    assert "relative error 2.1e-01, at most 2e-01" in missed(relative_error=0.21)[0]
+    assert "mean mask IoU 0.940, at least 0.95" in missed(mean_mask_iou=0.94)[0]
+    assert "5 of 20 captions changed, at most 20%" in missed(captions=5.0)[0]
+
+
 def test_a_plan_that_misses_its_tolerance_is_not_kept(sca, tmp_path, shapes_folder):
     done = sca("engine", "build", "--model", shapes_folder, "--backend", "onnx",
                "--precision", "fp16", "--set", "graphs=upscale", "--set", "tolerance=1e-6",
@@ -125,6 +197,13 @@ def test_a_dry_run_builds_nothing(sca, tmp_path):
         (["--set", "width=3"], "--set width=3: expected KEY=VALUE, KEY one of backend, "),
         (["--set", "graphs=decode"], "graphs ['decode']: expected some of encoder, decoder"),
         (["--set", "keep_fp32=a"], "keep_fp32 with precision fp32: it belongs to fp16"),
+        (["--precision", "bf16", "--set", "keep_fp32=a"], "it belongs to fp16 and TensorRT's bf16"),
+        (
+            ["--precision", "int8", "--set", "graphs=encoder,mixer"],
+            "for the encoder, not for mixer",
+        ),
+        (["--precision", "int8", "--backend", "tensorrt-rtx"], "expected fp32 or fp16 or bf16"),
+        (["--calibration", "images"], "--calibration with precision fp32: it belongs to int8"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(sca, arguments, expected):
@@ -136,3 +215,5 @@ def test_the_recipes_are_all_readable(sca):
 
     assert {"cpu-fp32", "cpu-bf16", "vit-h-fp16", "tiny"} <= set(recipe_names())
     assert all(read_recipe(name).graphs for name in recipe_names())
+    assert read_recipe("cpu-int8").parts == read_recipe(None, ["precision=int8"]).parts
+    assert read_recipe(None).parts == tuple(GRAPHS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
-from sca_batch.engines.onnx import OnnxEngine
+from sca_batch.engines.onnx import OnnxEngine, export
 from sca_batch.engines.openvino import OpenVinoEngine
+from sca_batch.engines.recipes import Recipe
+from sca_batch.engines.tensorrt import build_plan, profile_for
 from sca_batch.errors import ScaError
 
 
@@ -75,9 +80,12 @@ def test_a_file_gives_the_same_in_onnx_runtime_and_openvino_at_any_size(
 def test_half_precision_leaves_the_model_alone_and_keeps_what_it_is_told(shapes_model):
     inputs = example_inputs(shapes_model, "encoder")
     exact = build_graph(shapes_model, "encoder")(*inputs)
-    half = build_graph(shapes_model, "encoder", half=True)
+    half = build_graph(shapes_model, "encoder", dtype=torch.float16)
     kept = build_graph(
-        shapes_model, "encoder", half=True, keep_fp32=["vision_encoder.*.layer_norm?"]
+        shapes_model,
+        "encoder",
+        dtype=torch.float16,
+        keep_fp32=["vision_encoder.*.layer_norm?"],
     )
     assert {p.dtype for p in shapes_model.parameters()} == {torch.float32}
     assert {p.dtype for p in half.parameters()} == {torch.float16}
@@ -92,4 +100,93 @@ def test_half_precision_leaves_the_model_alone_and_keeps_what_it_is_told(shapes_
 
 def test_a_pattern_that_keeps_nothing_is_refused(shapes_model):
     with pytest.raises(ScaError, match="keep_fp32 'neck' names nothing in the graph encoder"):
-        build_graph(shapes_model, "encoder", half=True, keep_fp32=["neck"])
+        build_graph(shapes_model, "encoder", dtype=torch.float16, keep_fp32=["neck"])
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Two levels of features, normalised by batch statistics, brought together on SAM's grid."""
+
+    def __init__(self, width, grid):
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(3, 12, 8, 8), nn.BatchNorm2d(12), nn.ReLU6())
+        self.coarse = nn.Sequential(nn.Conv2d(12, 20, 3, 2, 1), nn.BatchNorm2d(20), nn.Hardswish())
+        self.neck = nn.Conv2d(32, width, 1)
+        self.grid = grid
+
+    def forward(self, pixels):
+        fine = self.fine(pixels)
+        coarse = self.coarse(fine)
+        levels = [
+            nn.functional.interpolate(features, (self.grid, self.grid), mode="bilinear")
+            for features in (fine, coarse)
+        ]
+        return self.neck(torch.cat(levels, dim=1))
+
+
+@pytest.fixture(scope="module")
+def convolutional(shapes_model):
+    """The shapes model behind a convolutional encoder; it is left in training mode."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(shapes_model)
+    encoder = ConvolutionalEncoder(model.config.width, model.config.grid_size)
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    model.vision_encoder = encoder.train()
+    return model
+
+
+@pytest.fixture(scope="module")
+def behind_timm(golden):
+    pytest.importorskip("timm", reason="pip install 'sca[timm]'")
+    from sca_batch.model.checkpoint import load_checkpoint
+
+    return load_checkpoint(golden / "timm-box")
+
+
+@pytest.mark.parametrize("encoder", ["convolutional", "behind_timm"])
+def test_any_encoder_is_exported_with_an_open_batch(encoder, request, tmp_path):
+    model = request.getfixturevalue(encoder)
+    file, plan = tmp_path / "encoder.onnx", tmp_path / "encoder.plan"
+    export(model, "encoder", file)
+    batch_statistics = {name: value.clone() for name, value in model.vision_encoder.named_buffers()}
+    for images in (1, 3):
+        (pixels,) = example_inputs(model, "encoder", images=images)
+        with torch.inference_mode():
+            expected = copy.deepcopy(model.vision_encoder).eval()(pixels)
+            (graph,) = as_tuple(build_graph(model, "encoder")(pixels))
+        for ours in (
+            graph,
+            *OnnxEngine(file, threads=1)(pixels),
+            *OpenVinoEngine(file, threads=1, static=True)(pixels),
+        ):
+            assert ours.shape == expected.shape
+            assert relative_error(ours, expected) < 1e-5
+    for name, value in model.vision_encoder.named_buffers():
+        assert torch.equal(value, batch_statistics[name])
+    if encoder == "behind_timm":
+        pytest.importorskip("tensorrt_rtx", reason="pip install 'sca[trt-rtx]'")
+        small = Recipe(backend="tensorrt-rtx", images=(1, 1, 2))
+        build_plan("tensorrt-rtx", file, plan, profile_for(model, "encoder", small))
+        assert plan.read_bytes()[:4] == b"vtrt"
+
+
+def test_an_encoder_that_fixes_the_batch_is_refused(convolutional, tmp_path):
+    class OneSize(ConvolutionalEncoder):
+        def forward(self, pixels):
+            return super().forward(pixels).reshape(len(pixels), -1, self.grid, self.grid)
+
+    model = copy.deepcopy(convolutional)
+    model.vision_encoder.__class__ = OneSize
+    with pytest.raises(ScaError, match="encoder: tracing fixed the number of images to 2"):
+        export(model, "encoder", tmp_path / "encoder.onnx")
+
+
+def test_bfloat16_without_transposed_convolutions_is_the_same_upscaling(shapes_model):
+    inputs = example_inputs(shapes_model, "upscale")
+    exact = build_graph(shapes_model, "upscale")(*inputs)
+    rounded = build_graph(shapes_model, "upscale", dtype=torch.bfloat16)
+    assert not [m for m in rounded.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert {p.dtype for p in rounded.parameters()} == {torch.bfloat16}
+    assert 0 < relative_error(rounded(*inputs), exact) < 2e-2
