@@ -83,6 +83,7 @@ setup(
             "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
             "prometheus_client>=0.20",
+            "psutil>=6.0",
             "s3fs>=2024.6",
             "jsonschema>=4.23",
             "mypy>=1.14",

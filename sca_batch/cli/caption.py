@@ -209,13 +209,12 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     )
     if options["limit"]:
         plan = plan_head(plan, options["limit"])
-    schemes = plan.frame["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
-    check_schemes(schemes.str.to_lowercase().unique().to_list(), places_of(options))
-    without = plan.frame.filter(plan.frame["prompts"].is_null())
-    if options["regions"] == "given" and len(without):
+    check_schemes(plan.survey.schemes, places_of(options))
+    without = len(plan) - plan.survey.with_regions
+    if options["regions"] == "given" and without:
         raise ScaError(
-            f"--regions given: {without['key'][0]} and {len(without) - 1:,} more have no boxes, "
-            "points or masks; add them to the manifest, or leave --regions out"
+            f"--regions given: {plan.survey.first_without_regions} and {without - 1:,} more have "
+            "no boxes, points or masks; add them to the manifest, or leave --regions out"
         )
     return plan
 
@@ -329,7 +328,7 @@ class Settings:
 
 
 def _describe(plan: Plan, out: Path, settings: Settings, options: dict[str, Any]) -> None:
-    given = plan.frame["prompts"].is_not_null().sum() if options["regions"] != "auto" else 0
+    given = plan.survey.with_regions if options["regions"] != "auto" else 0
     click.echo(f"Would caption {len(plan):,} images with {options['model']} into {out}/")
     click.echo(
         f"  {-(-len(plan) // options['shard_size']):,} shards of {options['shard_size']} images"
@@ -345,15 +344,16 @@ def _describe(plan: Plan, out: Path, settings: Settings, options: dict[str, Any]
     click.echo(f"  {captions.num_beams} beams of at most {captions.max_new_tokens} tokens")
     if plan.skipped_files:
         click.echo(f"  {plan.skipped_files:,} other files are left alone")
-    for key in plan.frame["key"].head(5):
+    first = plan.survey.first_keys
+    for key in first:
         click.echo(f"  {key}")
-    if len(plan) > 5:
-        click.echo(f"  and {len(plan) - 5:,} more")
+    if len(plan) > len(first):
+        click.echo(f"  and {len(plan) - len(first):,} more")
 
 
 def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     """One JSON line per image on standard output, the fields of the Parquet dataset."""
-    from sca_batch.data.plan import shard_refs
+    from sca_batch.data.plan import plan_refs
     from sca_batch.data.rows import record_to_row, row_to_jsonl
     from sca_batch.job import image_done
 
@@ -367,7 +367,7 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     pipeline = settings.pipeline(settings.load())
     log.info("Engine: %s", settings.engine_why)
     with show_progress(len(plan)) as progress:
-        for record in pipeline.run(shard_refs(plan, 0, len(plan))):
+        for record in pipeline.run(plan_refs(plan)):
             click.echo(row_to_jsonl(record_to_row(record)))
             progress.record(image_done(record))
     if not options["max_failures"].allow(progress.failed, len(plan)):

@@ -22,7 +22,7 @@ def verify(ctx: click.Context, /, dataset: Path) -> None:
     Example:
       sca verify images-captions
     """
-    from sca_batch.data.shards import dataset_shards
+    from sca_batch.data.cut import open_plan
     from sca_batch.data.verify import verify_dataset
 
     found = 0
@@ -32,7 +32,7 @@ def verify(ctx: click.Context, /, dataset: Path) -> None:
         places[finding.place] = None
         click.echo(f"{finding.place}: {finding.what}")
     if not found:
-        click.echo(f"{dataset}: {len(dataset_shards(dataset)):,} shards, all is well", err=True)
+        click.echo(f"{dataset}: {open_plan(dataset).shards:,} shards, all is well", err=True)
         return
     click.echo(
         f"{dataset}: {found:,} findings in {len(places):,} files. Remove those that are there and "

@@ -55,7 +55,10 @@ def list_archive(archive: str, has_image_suffix: HasSuffix) -> tuple[pl.Series, 
 
 
 def list_store(url: str, has_image_suffix: HasSuffix) -> tuple[pl.DataFrame, int]:
-    """Images below a URL of an object store: `uri`, and `file` relative to it; and other objects.
+    """Images below a URL of an object store, and how many other objects there are.
+
+    `uri`; `file`, relative to the URL; `size` in bytes; `etag`, whatever the store changes when
+    the object is replaced, or null.
 
     Raises:
         ScaError: when the store cannot be asked.
@@ -65,7 +68,7 @@ def list_store(url: str, has_image_suffix: HasSuffix) -> tuple[pl.DataFrame, int
     try:
         store: Any
         store, base = fsspec.core.url_to_fs(url)
-        found = sorted(store.find(base))
+        found = dict(sorted(store.find(base, detail=True).items()))
     except ImportError as error:
         raise ScaError(f"{redacted(url)}: {error}") from None
     except (OSError, ValueError) as error:
@@ -79,7 +82,15 @@ def list_store(url: str, has_image_suffix: HasSuffix) -> tuple[pl.DataFrame, int
         {
             "uri": [f"{scheme}://{name.lstrip('/')}" for name in images],
             "file": [name.removeprefix(prefix) for name in images],
+            "size": [found[name].get("size") for name in images],
+            "etag": [_etag(found[name]) for name in images],
         },
-        schema={"uri": pl.String, "file": pl.String},
+        schema={"uri": pl.String, "file": pl.String, "size": pl.Int64, "etag": pl.String},
     )
     return frame, len(found) - len(images)
+
+
+def _etag(listed: dict[str, Any]) -> str | None:
+    """The first of what stores call it: S3 and Azure, Google Cloud, and fsspec's memory."""
+    names = ("ETag", "etag", "generation", "last_modified", "LastModified", "created")
+    return next((str(listed[name]) for name in names if listed.get(name)), None)

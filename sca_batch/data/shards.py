@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from sca_batch.records import ImageRecord
 __all__ = [
     "CONTENT_VERSION",
     "RUN_FILE",
-    "FinishedShards",
     "ShardMark",
+    "checked_shards",
     "dataset_shards",
     "differing_keys",
-    "finished_shards",
     "find_row",
     "fingerprint_digest",
     "iter_file",
@@ -62,14 +61,6 @@ class ShardMark:
     last_row: int
     fingerprint: str
     versions: str = "{}"
-
-
-@dataclass(frozen=True)
-class FinishedShards:
-    """Shards that need not be made again, and the others with the reason."""
-
-    finished: dict[int, ShardMark] = field(default_factory=dict)
-    refused: dict[Path, str] = field(default_factory=dict)
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -135,28 +126,31 @@ def read_shard_mark(path: Path, *, check_rows: bool = True) -> ShardMark:
     return mark
 
 
-def finished_shards(out: Path, fingerprint: str) -> FinishedShards:
-    """The shards in OUT that belong to this run and are intact; names alone prove nothing."""
-    found = FinishedShards()
+def checked_shards(out: Path, fingerprint: str) -> Iterator[tuple[Path, ShardMark | str]]:
+    """Every shard in OUT: its mark when it belongs to this run and is intact, else the reason.
+
+    Names alone prove nothing.
+    """
     for path in dataset_shards(out):
         try:
             mark = read_shard_mark(path)
         except ScaError as error:
-            found.refused[path] = str(error)
+            yield path, str(error)
             continue
         if mark.fingerprint != fingerprint:
-            found.refused[path] = f"{path}: made by a run with other settings"
+            yield path, f"{path}: made by a run with other settings"
         elif shard_path(out, mark.index) != path:
-            found.refused[path] = f"{path}: holds shard {mark.index}, its name says otherwise"
+            yield path, f"{path}: holds shard {mark.index}, its name says otherwise"
         else:
-            found.finished[mark.index] = mark
-    return found
+            yield path, mark
 
 
-def dataset_shards(dataset: Path) -> list[Path]:
+def dataset_shards(dataset: Path) -> Iterator[Path]:
     """The dataset's shard files in their order."""
-    matches = [(SHARD_NAME.fullmatch(path.name), path) for path in dataset.glob("shard-*.parquet")]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
+    # Numbers and not paths are held: a large dataset has hundreds of thousands of shards.
+    matches = (SHARD_NAME.fullmatch(path.name) for path in dataset.glob("shard-*.parquet"))
+    for index in sorted(int(match[1]) for match in matches if match):
+        yield shard_path(dataset, index)
 
 
 def iter_rows(dataset: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

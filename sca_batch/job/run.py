@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.cut import CutPlan, cut_frame, open_plan, write_cut_plan
+from sca_batch.data.cut import CutPlan, cut_frames, open_plan, write_cut_plan
 from sca_batch.data.plan import PLAN_FILE, Plan
 from sca_batch.data.shards import (
     CONTENT_VERSION,
@@ -132,7 +132,7 @@ def open_run(
                 "started, choose another -o, or start over with --overwrite"
             )
     else:
-        plan = write_cut_plan(cut_frame(fresh, shard_size), out, plan_digest)
+        plan = write_cut_plan(cut_frames(fresh, shard_size), out, plan_digest)
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)

@@ -63,7 +63,7 @@ def summarize(run: Run, outcome: Outcome, stages: StageTimes, *, workers: int) -
     return {
         "complete": not outcome.stopped and not outcome.lost,
         "images_planned": len(run.plan),
-        "images_gone": int(run.plan.gone.sum()),
+        "images_gone": len(run.plan.gone_rows),
         "images_done_before": outcome.resumed_images,
         "images": outcome.images,
         "regions": outcome.regions,
