@@ -68,6 +68,8 @@ setup(
         "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
         "metrics": ["prometheus_client>=0.20"],
         "s3": ["s3fs>=2024.6"],
+        "gs": ["gcsfs>=2024.6"],
+        "az": ["adlfs>=2024.4"],
         "timm": ["timm>=1.0.20"],
         "train": [
             "accelerate>=1.2",

@@ -42,8 +42,8 @@ STARTED = time.monotonic()  # about when the process began, which is what --time
 
 # What a worker needs; loaded once by the process that workers are forked from.
 PRELOAD = (
-    "sca_batch.cli.caption", "sca_batch.job", "sca_batch.captioners.sca", "sca_batch.model.zoo",
-    "sca_batch.model.checkpoint", "sca_batch.runners.serve",
+    "sca_batch.cli.caption_settings", "sca_batch.job", "sca_batch.captioners.sca",
+    "sca_batch.model.zoo", "sca_batch.model.checkpoint", "sca_batch.runners.serve",
 )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ class _MakeWorker:
     def __call__(self, device: str) -> ShardWorker:
         import torch
 
-        from sca_batch.cli.caption import Settings
+        from sca_batch.cli.caption_settings import Settings
         from sca_batch.job import ShardWorker
 
         if self.threads:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.datasets import DATASET
 from sca_batch.errors import EXIT_LEFTOVERS
+
+if TYPE_CHECKING:
+    from sca_batch.stores import AnyPath
 
 
 @click.command()
-@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("dataset", type=DATASET)
 @click.pass_context
-def verify(ctx: click.Context, /, dataset: Path) -> None:
+def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
     """Check every shard of DATASET: digests, columns, counts, ids, masks, boxes and areas.
 
     What is wrong is printed, one line each. Repeating the `sca caption` command makes damaged and

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from sca_batch.data.plan import PLAN_FILE, PLAN_SCHEMA, Plan, row_ref
 from sca_batch.data.spool import rebatched
 from sca_batch.errors import ScaError
 from sca_batch.records import ImageRef
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = [
     "CUT_SCHEMA",
@@ -52,10 +52,12 @@ class CutPlan:
     Only the shards' bounds are held, and of rows those that have a version or have vanished.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
+        # Rows are looked up shard by shard: not a request each.
+        source = path.download() if isinstance(path, StorePath) else path
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(source)
             metadata = self._file.metadata.metadata or {}
             self._look_through()
         except (pa.ArrowException, OSError, KeyError) as error:
@@ -169,7 +171,7 @@ class CutPlan:
             )
 
 
-def open_plan(out: Path) -> CutPlan:
+def open_plan(out: AnyPath) -> CutPlan:
     """The plan of the run in OUT.
 
     Raises:
@@ -217,7 +219,7 @@ def stat_columns(batch: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     )
 
 
-def write_cut_plan(frames: Iterable[pl.DataFrame], out: Path, digest: str) -> CutPlan:
+def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> CutPlan:
     """Writes OUT/plan/manifest.parquet; `digest` is that of the plan the run began with."""
     path = out / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def write_cut_plan(frames: Iterable[pl.DataFrame], out: Path, digest: str) -> Cu
     return CutPlan(path)
 
 
-def gone_ids(out: Path) -> frozenset[int]:
+def gone_ids(out: AnyPath) -> frozenset[int]:
     """Ids of the images whose sources have vanished; they are left out of exports."""
     if not (out / PLAN_FILE).exists():
         return frozenset()

@@ -12,6 +12,7 @@ import polars as pl
 
 from sca_batch.errors import ScaError
 from sca_batch.records import redacted
+from sca_batch.stores import STORES, StorePath, open_store, require_package
 
 __all__ = ["ARCHIVE_SUFFIXES", "MEMBER", "is_archive", "list_archive", "list_store"]
 
@@ -62,19 +63,17 @@ def list_store(url: str, has_image_suffix: HasSuffix) -> tuple[pl.DataFrame, int
 
     Raises:
         ScaError: when the store cannot be asked.
+        StoreError: when it does not answer.
     """
-    import fsspec
-
-    try:
-        store: Any
-        store, base = fsspec.core.url_to_fs(url)
-        found = dict(sorted(store.find(base, detail=True).items()))
-    except ImportError as error:
-        raise ScaError(f"{redacted(url)}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ScaError(redacted(f"{url}: cannot be listed ({error})")) from None
+    scheme = urlsplit(url).scheme.lower()
+    if scheme not in STORES:
+        raise ScaError(
+            f"{redacted(url)}: expected one of {', '.join(f'{name}://' for name in STORES)}"
+        )
+    require_package(scheme)
+    base = open_store(url)[1]
+    found = StorePath(url).find()
     images = [name for name in found if has_image_suffix(name)]
-    scheme = urlsplit(url).scheme
     prefix = base.rstrip("/") + "/"
     if images == [base]:  # one object
         prefix = base.rpartition("/")[0] + "/"

@@ -21,6 +21,7 @@ from sca_batch.data.plan import LISTING_SCHEMA, Listing, Plan, make_plan
 from sca_batch.data.spool import Spool
 from sca_batch.errors import ScaError
 from sca_batch.records import redacted
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = [
     "FolderListing",
@@ -107,12 +108,20 @@ def list_folder(folder: Path, is_image: IsImage) -> FolderListing:
     return FolderListing(files, looked_at["skipped"], looked_at["folders"])
 
 
-def refuse_output_inside(sources: Sequence[str], out: Path) -> None:
+def refuse_output_inside(sources: Sequence[str], out: AnyPath) -> None:
     """Keeps the output out of the folders that are read.
 
     Raises:
         ScaError: when OUT is a source folder or lies inside one.
     """
+    if isinstance(out, StorePath):
+        for source in sources:
+            if f"{out.url}/".startswith(source.rstrip("/") + "/"):
+                raise ScaError(
+                    f"{out}: the output would lie inside the source {redacted(source)}; choose a "
+                    "place beside it"
+                )
+        return
     target = Path(os.path.realpath(out))
     for source in sources:
         folder = Path(os.path.realpath(source))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from sca_batch.data.cut import (
     write_cut_plan,
 )
 from sca_batch.data.plan import Plan
-from sca_batch.data.shards import iter_file, read_shard_mark, shard_path
+from sca_batch.data.shards import DamagedShardError, iter_file, read_shard_mark, shard_path
 from sca_batch.data.spool import Spool, rebatched
-from sca_batch.errors import ScaError
+from sca_batch.stores import AnyPath
 
 __all__ = ["Updated", "retry_failed", "source_changes", "update_plan"]
 
@@ -49,7 +48,12 @@ class Updated:
 
 
 def update_plan(
-    out: Path, listed: Plan, shard_size: int, *, digest_of: DigestOf, verify_content: bool = False
+    out: AnyPath,
+    listed: Plan,
+    shard_size: int,
+    *,
+    digest_of: DigestOf,
+    verify_content: bool = False,
 ) -> Updated:
     """Rewrites the plan of the run in OUT for what its sources hold now.
 
@@ -115,7 +119,7 @@ def source_changes(plan: CutPlan, listed: Plan) -> Updated:
     return Updated(**{name: counts[name] for name in Updated.__dataclass_fields__})
 
 
-def retry_failed(out: Path, codes: Collection[str] = ()) -> int:
+def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
     """Marks failed rows, all or those with one of the codes, to be made again; how many."""
     plan = _checked_plan(out)
     again = np.array(
@@ -237,14 +241,14 @@ def _named_by_number(frame: pl.DataFrame) -> bool:
     return bool((frame["image_id"].cast(pl.String) == frame["key"]).all())
 
 
-def _checked_plan(out: Path) -> CutPlan:
+def _checked_plan(out: AnyPath) -> CutPlan:
     plan = open_plan(out)
     plan.check()
     return plan
 
 
 def _replaced(
-    out: Path, plan: CutPlan, uris: dict[int, str], digest_of: DigestOf
+    out: AnyPath, plan: CutPlan, uris: dict[int, str], digest_of: DigestOf
 ) -> npt.NDArray[np.int64]:
     """Of the rows in `uris`, those whose file is not the one that their record was made from."""
     rows = np.fromiter(uris, dtype=np.int64, count=len(uris))
@@ -261,7 +265,7 @@ def _replaced(
 
 
 def _records(
-    out: Path, plan: CutPlan, index: int, columns: list[str]
+    out: AnyPath, plan: CutPlan, index: int, columns: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row of the plan, some columns of its record) for every record of a shard that is there."""
     path = shard_path(out, index)
@@ -269,7 +273,7 @@ def _records(
         return
     try:
         first = read_shard_mark(path, check_rows=False).first_row
-    except ScaError:
+    except DamagedShardError:
         return  # damaged: made again anyway
     if first == plan.first_row(index):
         yield from enumerate(iter_file(path, columns), start=first)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, xywh_to_xyxy
 from sca_batch.data.cells import parse_mask
 from sca_batch.data.cut import CutPlan, open_plan
 from sca_batch.data.rows import SCHEMA
 from sca_batch.data.shards import (
+    DamagedShardError,
     dataset_shards,
     fingerprint_digest,
     iter_file,
+    open_shard,
     read_run,
     read_shard_mark,
     shard_path,
 )
 from sca_batch.errors import ERROR_CODES, ScaError
 from sca_batch.records import ImageRef
+from sca_batch.stores import AnyPath
 
 __all__ = ["Finding", "verify_dataset"]
 
@@ -37,7 +37,7 @@ class Finding:
     what: str
 
 
-def verify_dataset(dataset: Path) -> Iterator[Finding]:
+def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
     """Everything that is wrong with the dataset; nothing when it is whole.
 
     Raises:
@@ -70,11 +70,12 @@ def _unique_ids(plan: CutPlan) -> Iterator[Finding]:
         yield Finding(str(plan.path), "an image_id stands there twice")
 
 
-def _shard(path: Path, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
+def _shard(path: AnyPath, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
     try:
         mark = read_shard_mark(path)
-        schema = pq.read_schema(path)
-    except (ScaError, pa.ArrowException, OSError) as error:
+        with open_shard(path, whole=False) as file:
+            schema = file.schema_arrow
+    except DamagedShardError as error:
         yield Finding(path.name, str(error).removeprefix(f"{path}: "))
         return
     if not schema.equals(SCHEMA, check_metadata=False):

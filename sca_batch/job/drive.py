@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.shards import checked_shards, dataset_shards, iter_file, read_shard_mark
+from sca_batch.data.shards import checked_shards, dataset_shards, failed_rows
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME, Run
 from sca_batch.job.shard import JobContext
 from sca_batch.job.worker import ImageDone, TakenUp, unit_name
 from sca_batch.runners import Done, Event, Lost, Runner, Stopped
+from sca_batch.stores import each
 
 __all__ = ["Outcome", "run_job"]
 
@@ -120,11 +121,9 @@ def _tidy(run: Run) -> None:
 
 def count_failures(run: Run) -> Counter[str]:
     """How many images failed, by code; those whose source has vanished do not count."""
-    failures: Counter[str] = Counter()
-    for path in dataset_shards(run.out):
-        row_number = read_shard_mark(path, check_rows=False).first_row
-        for row in iter_file(path, ["status", "error_code"]):
-            if row["status"] == "failed" and not run.plan.is_gone(row_number):
-                failures[str(row["error_code"])] += 1
-            row_number += 1
-    return failures
+    return Counter(
+        code
+        for failed in each(run.out, failed_rows, dataset_shards(run.out))
+        for row, code in failed
+        if not run.plan.is_gone(row)
+    )
