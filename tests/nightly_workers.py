@@ -138,3 +138,13 @@ def whole_job(manifest, out, environment, workers=0, shard_size=3, start_method=
         job.write_summary(out, job.summarize(run, outcome, stages, workers=max(1, workers)))
         export_coco(out, out / job.COCO_FILE)
     assert not outcome.stopped
+
+
+def answered_job(manifest, out, said):
+    """`whole_job` as the command line would end it: a message into the file `said`, a code."""
+    try:
+        whole_job(manifest, out, {})
+    except ScaError as error:
+        with open(said, "w") as file:
+            file.write(str(error))
+        raise SystemExit(error.exit_code) from None

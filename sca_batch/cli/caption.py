@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
     check_codes,
     follow_sources,
+    list_again,
     make_runner,
     nightly_options,
     places_of,
@@ -141,6 +143,7 @@ def _caption_to_folder(
         # Everything that can be wrong with the request is found before the first file is written.
         fresh = options["overwrite"] or not (out / "run.json").is_file()
         plan = _plan(sources, options) if fresh else None
+        listed = None if fresh else list_again(sources, options, partial(_plan, sources, options))
         content, informative = runner.about()
         log.info("Engine: %s", informative["engine"])
         with job.locked(out) as lock:
@@ -154,7 +157,7 @@ def _caption_to_folder(
                 shard_size=options["shard_size"],
             )
             if not fresh:
-                run = follow_sources(run, options, lambda: _plan(sources, options))
+                run = follow_sources(run, options, listed)
             stages = job.StageTimes()
             with (
                 show_progress(len(run.plan)) as progress,

@@ -6,7 +6,7 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ __all__ = [
     "Stop",
     "check_codes",
     "follow_sources",
+    "list_again",
     "make_runner",
     "nightly_options",
     "places_of",
@@ -134,6 +135,14 @@ nightly_options = (
         help="An image that takes longer fails as timeout; 0 waits for ever.",
     ),
     click.option(
+        "--shard-timeout",
+        type=DURATION,
+        default="24h",
+        show_default=True,
+        help="A worker that is not done with a shard by then is ended and its shard taken up again "
+        "from the last commit, three times at most; 0 waits for ever.",
+    ),
+    click.option(
         "--metrics-file",
         type=click.Path(dir_okay=False, path_type=Path),
         help="Write counts here in Prometheus' text format, now and then and at the end.",
@@ -186,20 +195,46 @@ def make_runner(options: dict[str, Any], sources: tuple[str, ...]) -> LocalRunne
         _MakeWorker(options, sources, threads),
         [devices[i % len(devices)] for i in range(count)],
         item_timeout_s=options["image_timeout"] or None,
+        unit_timeout_s=options["shard_timeout"] or None,
         preload=PRELOAD,
     )
 
 
-def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], Plan]) -> Run:
-    """The run with its plan as --update and --retry-failed ask for it; says the counts."""
+def list_again(
+    sources: Sequence[str], options: dict[str, Any], make_plan: Callable[[], Plan]
+) -> Plan | None:
+    """What the sources of a run that is taken up hold now; None where that is not to be known.
+
+    Raises:
+        ScaError: when it is needed, for --update, and cannot be listed.
+    """
+    needed = options["update"] or options["verify_content"]
+    if "-" in sources and not needed:
+        return None  # nobody may be writing to it
+    try:
+        return make_plan()
+    except ScaError as error:
+        if needed:
+            raise
+        click.echo(f"The sources cannot be listed again: {error}", err=True)
+        click.echo("The run goes on with its plan.", err=True)
+        return None
+
+
+def follow_sources(run: Run, options: dict[str, Any], listed: Plan | None) -> Run:
+    """The run with its plan as --update and --retry-failed ask for it; says the counts.
+
+    Without --update it says what that would find.
+    """
     from sca_batch import job
-    from sca_batch.data.update import retry_failed, update_plan
+    from sca_batch.data.update import retry_failed, source_changes, update_plan
     from sca_batch.images import content_digest
 
     if options["update"] or options["verify_content"]:
+        assert listed is not None
         updated = update_plan(
             run.out,
-            list_again(),
+            listed,
             options["shard_size"],
             digest_of=partial(content_digest, places=places_of(options)),
             verify_content=options["verify_content"],
@@ -209,6 +244,15 @@ def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], P
             f"{updated.back:,} back, {updated.unchanged:,} unchanged",
             err=True,
         )
+    elif listed is not None:
+        since = source_changes(run.plan, listed)
+        if since.new or since.changed or since.gone or since.back:
+            click.echo(
+                f"The sources have changed since this run was planned: {since.new:,} new, "
+                f"{since.changed:,} changed, {since.gone:,} vanished, {since.back:,} back. The "
+                "run goes on with its plan; --update follows them.",
+                err=True,
+            )
     if options["retry_failed"]:
         codes = () if options["retry_failed"] == "all" else options["retry_failed"].split(",")
         tried = retry_failed(run.out, codes)

@@ -253,14 +253,15 @@ def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
-    files, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
-    if files.is_empty():
+    found, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
+    if found.is_empty():
         raise ScaError(f"{source}: no images among its {skipped:,} members")
     # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
     frames = _named(
-        files,
+        found["file"],
         "/",
         root,
+        extra=found["extra"],
         uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
         file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )

@@ -79,6 +79,21 @@ def test_an_update_captions_what_is_new_or_changed_and_marks_what_vanished(capti
     verify()
 
 
+def test_a_run_that_goes_on_says_how_its_sources_have_changed(caption, shapes_images):
+    caption()
+    assert "have changed" not in caption()
+    shutil.copy(shapes_images / "shapes-0.png", shapes_images / "new.png")
+    os.utime(shapes_images / "shapes-0.png", ns=(1, 1))
+    (shapes_images / "shapes-1.png").unlink()
+    said = caption()
+    assert "1 new, 1 changed, 1 vanished, 0 back" in said
+    assert "--update" in said
+    assert len(rows()) == 3
+    shapes_images.rename("elsewhere")
+    assert "cannot be listed again: images: no such file" in caption()
+    assert "no such file" in caption("--update", code=2)
+
+
 def test_verify_content_finds_a_change_that_size_and_time_hide(caption, shapes_images):
     caption()
     path = shapes_images / "shapes-0.png"
