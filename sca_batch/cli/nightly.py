@@ -189,8 +189,8 @@ def make_runner(options: dict[str, Any], sources: tuple[str, ...]) -> LocalRunne
     count = workers or len(devices)
     on_cpu = device == "cpu" or (device == "auto" and not gpus)
     # Workers share the processor's cores; more threads than cores would only get in each other's
-    # way. One worker takes what torch would.
-    threads = max(1, torch.get_num_threads() // count) if on_cpu and count > 1 else None
+    # way. Sums depend on how many share them, in their last bits.
+    threads = max(1, torch.get_num_threads() // count) if on_cpu else None
     return LocalRunner(
         _MakeWorker(options, sources, threads),
         [devices[i % len(devices)] for i in range(count)],

@@ -13,6 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from sca_batch.boxes import mask_to_rle, rle_area, rle_to_mask
+from sca_batch.data.coco_source import coco_rows
 from sca_batch.data.cut import cut_frames, open_plan, write_cut_plan
 from sca_batch.data.manifest import read_manifest
 from sca_batch.data.plan import make_plan, plan_head, plan_refs
@@ -494,6 +495,38 @@ def test_coco_annotations_become_given_regions(tmp_path):
     assert first.extra["references"] == [["a"], [], ["c"]]
     assert first.extra["license"] == 1
     assert second.prompts == ()
+
+
+def test_the_order_of_the_lists_in_a_coco_file_does_not_matter(tmp_path):
+    """Ids that look alike, 1 and "1", are different; annotations keep their order in the file."""
+    images = [
+        {"id": 1, "file_name": "a"},
+        {"id": "1", "file_name": "b"},
+        {"id": 2, "file_name": "c"},
+    ]
+    annotations = [
+        {"id": i, "image_id": image_id, "bbox": [i, 0, 1, 1]}
+        for i, image_id in enumerate(["1", 2, 1, "1", 1, 2, "1"])
+    ]
+    found = []
+    for keys in (("images", "annotations"), ("annotations", "images")):
+        lists = {"images": images, "annotations": annotations}
+        document = {"info": {"images": 3}, **{key: lists[key] for key in keys}, "licenses": []}
+        path = tmp_path / f"{keys[0]}.json"
+        path.write_text(json.dumps(document))
+        rows = [json.loads(row.prompts) for _, row in coco_rows(path)]
+        found.append([[region["id"] for region in regions] for regions in rows])
+    assert found == [[["2", "4"], ["0", "3", "6"], ["1", "5"]]] * 2
+
+
+def test_a_coco_file_may_lack_annotations_but_they_are_a_list(tmp_path):
+    path = tmp_path / "m.json"
+    for document in ({"images": IMAGES}, {"images": IMAGES, "annotations": None}):
+        path.write_text(json.dumps(document))
+        assert [ref.prompts for ref in refs(path)] == [None, None]
+    path.write_text(json.dumps({"images": IMAGES, "annotations": {"1": 2}}))
+    with pytest.raises(ScaError, match="annotations is not a list"):
+        refs(path)
 
 
 def test_coco_images_without_any_regions_are_left_to_proposals(tmp_path):
