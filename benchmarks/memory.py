@@ -1,7 +1,10 @@
 """Whether memory grows with the corpus.
 
-    python benchmarks/memory.py job --images 1000 10000     captioning, one given box per image
-    python benchmarks/memory.py plan --rows 100000 400000   listing and planning a manifest
+    python benchmarks/memory.py job --images 1000 10000         captioning, one given box per image
+    python benchmarks/memory.py rows --rows 10000 1000000       plan and job with a captioner that
+                                                                needs no model
+    python benchmarks/memory.py plan --rows 100000 1000000 10000000   a manifest to a plan; --update
+    python benchmarks/memory.py coco --mb 30 300                a COCO file to a plan
 
 Each size runs in processes of its own; the peak is that of the largest one, in MiB.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -21,15 +25,53 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
-PLAN = """
-import resource, sys
-sys.path.insert(0, sys.argv[2])
+SIZES = {"job": "images", "rows": "rows", "plan": "rows", "coco": "mb"}
+
+PEAK = """
+import resource, sys, time
 from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import sca_batch.data.update, sca_batch.data.sources
+loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+began = time.monotonic()
+def say(what):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{what}: peak {peak:,} MiB after {time.monotonic() - began:,.0f} s")
+"""
+PLAN = """
 from sca_batch.data.sources import plan_sources
-from sca_batch.data.cut import cut_frame, write_cut_plan
-plan = plan_sources([sys.argv[1]], is_image=lambda path: True)
-write_cut_plan(cut_frame(plan, 64), Path(sys.argv[1] + "-out"), plan.digest)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+from sca_batch.data.cut import cut_frames, write_cut_plan
+from sca_batch.data.update import update_plan
+print(f"libraries alone: {loaded:,} MiB")
+def listed():
+    return plan_sources([sys.argv[2]], is_image=lambda path: True)
+plan = listed()
+say("listed")
+out = Path(sys.argv[3])
+write_cut_plan(cut_frames(plan, 64), out, plan.digest)
+say("planned")
+if sys.argv[4] == "update":
+    del plan
+    print(update_plan(out, listed(), 64, digest_of=lambda uri: None))
+    say("updated")
+"""
+ROWS = """
+sys.path.insert(0, sys.argv[1] + "/tests")
+from nightly_workers import make_mean_worker
+from sca_batch import job
+from sca_batch.data.sources import plan_sources
+from sca_batch.runners import InlineRunner
+out = Path(sys.argv[3])
+run = job.open_run(
+    out, make_plan=lambda: plan_sources([sys.argv[2]], is_image=lambda path: True),
+    content={}, settings={}, shard_size=int(sys.argv[4]),
+)
+say("planned")
+outcome = job.run_job(run, InlineRunner(make_mean_worker))
+assert (outcome.images, outcome.stopped) == (len(run.plan), False)
+say("captioned")
+assert job.run_job(run, InlineRunner(make_mean_worker)).images == 0
+say("looked through again")
 """
 
 
@@ -39,26 +81,39 @@ def main() -> None:
     jobs = commands.add_parser("job")
     jobs.add_argument("--images", type=int, nargs="+", default=[1000, 10_000])
     jobs.add_argument("--model", default=str(ROOT / "tests/golden/anything"))
+    rows = commands.add_parser("rows")
+    rows.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    rows.add_argument("--shard-size", type=int, default=64)
     plans = commands.add_parser("plan")
-    plans.add_argument("--rows", type=int, nargs="+", default=[100_000, 400_000])
+    plans.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    cocos = commands.add_parser("coco")
+    cocos.add_argument("--mb", type=int, nargs="+", default=[30, 300])
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.what == "job":
-            for count in arguments.images:
-                print(f"{count:,} images: {job(Path(folder), count, arguments.model)}", flush=True)
-        else:
-            for count in arguments.rows:
-                print(f"{count:,} rows: peak {plan(Path(folder), count):,} MiB", flush=True)
+    for count in getattr(arguments, SIZES[arguments.what]):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if arguments.what == "job":
+                print(f"{count:,} images: {job(folder, count, arguments.model)}", flush=True)
+            elif arguments.what == "rows":
+                manifest = boxed_manifest(folder, count)
+                measure(f"{count:,} rows", ROWS, manifest, str(arguments.shard_size))
+            elif arguments.what == "plan":
+                measure(f"{count:,} rows", PLAN, plain_manifest(folder, count), "update")
+            else:
+                measure(f"{count:,} MB of COCO", PLAN, coco_file(folder, count), "-")
+
+
+def measure(what: str, script: str, manifest: Path, option: str) -> None:
+    """Runs a script in a process of its own and shows what it says of its memory."""
+    arguments = [str(ROOT), str(manifest), str(manifest.parent / "out"), option]
+    command = [sys.executable, "-c", PEAK + script, *arguments]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    for line in said.splitlines():
+        print(f"{what}, {line}", flush=True)
 
 
 def job(folder: Path, count: int, model: str) -> str:
-    image = folder / "image.png"
-    Image.new("RGB", (32, 24), (90, 40, 20)).save(image)
-    manifest = folder / f"{count}.jsonl"
-    with manifest.open("w") as file:
-        for i in range(count):
-            line = {"uri": "image.png", "image_id": i + 1, "boxes_xyxy": [[2, 2, 20, 20]]}
-            file.write(json.dumps(line) + "\n")
+    manifest = boxed_manifest(folder, count)
     command = [
         sys.executable, str(ROOT / "sca.py"), "-q", "caption", str(manifest),
         "-o", str(folder / str(count)), "--model", model, "--num-beams", "1",
@@ -82,13 +137,47 @@ def job(folder: Path, count: int, model: str) -> str:
     return f"peak supervisor {supervisor >> 20:,} MiB, worker {worker >> 20:,} MiB"
 
 
-def plan(folder: Path, rows: int) -> int:
+def boxed_manifest(folder: Path, count: int) -> Path:
+    """One small image under many ids, with a box."""
+    Image.new("RGB", (32, 24), (90, 40, 20)).save(folder / "image.png")
+    manifest = folder / f"{count}.jsonl"
+    with manifest.open("w") as file:
+        for i in range(count):
+            line = {"uri": "image.png", "image_id": i + 1, "boxes_xyxy": [[2, 2, 20, 20]]}
+            file.write(json.dumps(line) + "\n")
+    return manifest
+
+
+def plain_manifest(folder: Path, rows: int) -> Path:
     manifest = folder / f"plan-{rows}.jsonl"
     with manifest.open("w") as file:
         for i in range(rows):
             file.write(f'{{"uri": "photos/{i // 1000:05}/{i:09}.jpg"}}\n')
-    command = [sys.executable, "-c", PLAN, str(manifest), str(ROOT)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return manifest
+
+
+def coco_file(folder: Path, megabytes: int) -> Path:
+    """Annotations first, in no order of images, then the images: ten regions for each."""
+    manifest = folder / "instances.json"
+    images = megabytes * 1_000_000 // 1800
+    chance = random.Random(0)
+    with manifest.open("w") as file:
+        file.write('{"annotations": [')
+        for i in range(images * 10):
+            x = chance.randrange(100)
+            entry = {
+                "id": i, "image_id": chance.randrange(images), "bbox": [x, 3, 20, 20],
+                "segmentation": [[x, 3, x + 20, 3, x + 20, 23, x, 23, x + 1, 4]], "area": 400,
+                "category_id": 1, "iscrowd": 0, "caption": "a grey square",
+            }  # fmt: skip
+            file.write(("," if i else "") + json.dumps(entry))
+        file.write('], "images": [')
+        for i in range(images):
+            entry = {"id": i, "file_name": f"{i:012}.jpg", "width": 200, "height": 100}
+            file.write(("," if i else "") + json.dumps(entry))
+        file.write("]}")
+    print(f"{manifest.stat().st_size / 1e6:,.0f} MB, {images:,} images, {images * 10:,} regions")
+    return manifest
 
 
 if __name__ == "__main__":

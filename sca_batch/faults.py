@@ -17,6 +17,7 @@ __all__ = ["POINTS", "fault"]
 FILES = ("plan", "run", "partial", "shard", "export", "summary")
 POINTS = (
     *(f"{file}.{moment}" for file in FILES for moment in ("opened", "written", "flushed", "named")),
+    "lock.taken",  # the run holds its folder and has done nothing in it
     "job.planned",  # listed and numbered, nothing written
     "job.assigned",  # a worker was given a shard
     "job.heard",  # the supervisor heard of an image

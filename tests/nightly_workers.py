@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 from sca_batch.errors import ScaError
@@ -118,8 +117,9 @@ def whole_job(manifest, out, environment, workers=0, shard_size=3, start_method=
     from sca_batch.data.coco import export_coco
     from sca_batch.data.sources import plan_sources
     from sca_batch.runners.local import LocalRunner
+    from sca_batch.stores import any_path
 
-    out = Path(out)
+    out = any_path(out)
     with job.locked(out):
         run = job.open_run(
             out,
@@ -138,3 +138,13 @@ def whole_job(manifest, out, environment, workers=0, shard_size=3, start_method=
         job.write_summary(out, job.summarize(run, outcome, stages, workers=max(1, workers)))
         export_coco(out, out / job.COCO_FILE)
     assert not outcome.stopped
+
+
+def answered_job(manifest, out, said):
+    """`whole_job` as the command line would end it: a message into the file `said`, a code."""
+    try:
+        whole_job(manifest, out, {})
+    except ScaError as error:
+        with open(said, "w") as file:
+            file.write(str(error))
+        raise SystemExit(error.exit_code) from None

@@ -93,6 +93,9 @@ def test_records_come_in_order_whatever_fails_between_them(shapes_images, make_p
     "batches",
     [
         pytest.param({"caption_batch": 1}, id="captions one by one"),
+        pytest.param({"caption_batch": 1, "encoder_batch": 1}, id="one by one"),
+        pytest.param({"caption_batch": 3, "encoder_batch": 3}, id="by threes"),
+        pytest.param({"caption_batch": 8, "encoder_batch": 8}, id="by eights"),
         pytest.param({"caption_batch": 3, "encoder_batch": 2}, id="batches across images"),
         pytest.param({"caption_batch": 1000, "encoder_batch": 3}, id="one batch for all"),
         pytest.param({"decode_threads": 3, "decode_ahead": 3}, id="threads"),

@@ -70,6 +70,15 @@ def test_an_item_that_hangs_is_named_and_given_up_at_its_deadline(run, caplog):
     assert "u/3" in caplog.text
 
 
+def test_a_unit_that_is_not_done_in_time_is_taken_up_again_and_then_lost_by_name(run, caplog):
+    events = run({"u/5": "hang"}, units=["u", "t"], unit_timeout_s=2.0, retries=1)
+    (lost,) = [event for event in events if isinstance(event, Lost)]
+    assert (lost.unit, lost.is_bug) == ("u", False)
+    assert "not done after 2 s 2 times" in lost.error
+    assert [e.unit for e in events if isinstance(e, Stopped)] == ["t"]
+    assert len({item for item in results(events) if item.startswith("t/")}) == 10
+
+
 def test_a_slow_item_that_moves_is_left_alone(run):
     events = run({f"u/{i}": "slow" for i in range(10)}, item_timeout_s=0.45)
     assert set(results(events).values()) == {"fine"}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sca_batch.cli.caption_options import (
-    CAPTION_OPTIONS,
     CONTENT_OPTIONS,
     FORMATS,
-    REGION_OPTIONS,
     batch_options,
     caption_options,
     model_options,
@@ -21,24 +20,26 @@ from sca_batch.cli.caption_options import (
     run_options,
     section,
 )
+from sca_batch.cli.caption_settings import Settings
 from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
     check_codes,
     follow_sources,
+    list_again,
     make_runner,
     nightly_options,
     places_of,
     stop_on_signals,
 )
 from sca_batch.cli.progress import duration, show_progress
-from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, ScaError
+from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sca_batch.data.plan import Plan
     from sca_batch.job import ImageDone, Outcome
-    from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+    from sca_batch.stores import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
     if formats == {"jsonl"}:
         _print_lines(sources, options)
         return
-    out = Path(options["output"] or _default_output(sources))
+    out = _output(options["output"] or _default_output(sources))
     _take_from_run(ctx, options, out)
     code = _caption_to_folder(sources, out, formats, options)
     ctx.exit(code)
@@ -91,6 +92,14 @@ def _formats(text: str) -> set[str]:
     return names
 
 
+def _output(text: str) -> AnyPath:
+    from sca_batch.stores import any_path
+
+    if text.startswith("memory://"):
+        raise ScaError(f"-o {text}: memory:// ends with its process, and workers have their own")
+    return any_path(text)
+
+
 def _default_output(sources: Sequence[str]) -> str:
     first = sources[0]
     if first == "-":
@@ -100,7 +109,7 @@ def _default_output(sources: Sequence[str]) -> str:
     return f"{Path(first).resolve().stem or 'images'}-captions"
 
 
-def _take_from_run(ctx: click.Context, options: dict[str, Any], out: Path) -> None:
+def _take_from_run(ctx: click.Context, options: dict[str, Any], out: AnyPath) -> None:
     """Options that were left out take the value of the run that is taken up again."""
     if options["overwrite"] or not (out / "run.json").is_file():
         return
@@ -114,7 +123,7 @@ def _take_from_run(ctx: click.Context, options: dict[str, Any], out: Path) -> No
 
 
 def _caption_to_folder(
-    sources: Sequence[str], out: Path, formats: set[str], options: dict[str, Any]
+    sources: Sequence[str], out: AnyPath, formats: set[str], options: dict[str, Any]
 ) -> int:
     from sca_batch import job
     from sca_batch.data.coco import export_coco
@@ -134,11 +143,12 @@ def _caption_to_folder(
         # Everything that can be wrong with the request is found before the first file is written.
         fresh = options["overwrite"] or not (out / "run.json").is_file()
         plan = _plan(sources, options) if fresh else None
+        listed = None if fresh else list_again(sources, options, partial(_plan, sources, options))
         content, informative = runner.about()
         log.info("Engine: %s", informative["engine"])
         # Workers that start from here on take what the first one found, and say nothing of it.
         options |= {"engine": informative["options"]["engine"], "plans": informative["plans"]}
-        with job.locked(out):
+        with job.locked(out) as lock:
             if options["overwrite"]:
                 job.remove_run(out)
             run = job.open_run(
@@ -149,7 +159,7 @@ def _caption_to_folder(
                 shard_size=options["shard_size"],
             )
             if not fresh:
-                run = follow_sources(run, options, lambda: _plan(sources, options))
+                run = follow_sources(run, options, listed)
             stages = job.StageTimes()
             with (
                 show_progress(len(run.plan)) as progress,
@@ -173,11 +183,18 @@ def _caption_to_folder(
                     on_record=heard,
                     on_resumed=resumed,
                     on_stages=stages.add,
-                    should_stop=stop.requested,
+                    should_stop=lambda: stop.requested() or lock.lost,
                 )
             summary = job.summarize(run, outcome, stages, workers=runner.workers)
             job.write_summary(out, summary)
             metrics.finish(summary["complete"])
+            if lock.lost:
+                click.echo(
+                    f"{out}: another run has taken this place over, since this one did not renew "
+                    "its lock in time. What is done is kept.",
+                    err=True,
+                )
+                return EXIT_STOPPED
             if outcome.stopped:
                 click.echo(
                     f"Stopped; {progress.done:,} of {len(run.plan):,} images are done. The same "
@@ -211,131 +228,18 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     )
     if options["limit"]:
         plan = plan_head(plan, options["limit"])
-    schemes = plan.frame["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
-    check_schemes(schemes.str.to_lowercase().unique().to_list(), places_of(options))
-    without = plan.frame.filter(plan.frame["prompts"].is_null())
-    if options["regions"] == "given" and len(without):
+    check_schemes(plan.survey.schemes, places_of(options))
+    without = len(plan) - plan.survey.with_regions
+    if options["regions"] == "given" and without:
         raise ScaError(
-            f"--regions given: {without['key'][0]} and {len(without) - 1:,} more have no boxes, "
-            "points or masks; add them to the manifest, or leave --regions out"
+            f"--regions given: {plan.survey.first_without_regions} and {without - 1:,} more have "
+            "no boxes, points or masks; add them to the manifest, or leave --regions out"
         )
     return plan
 
 
-class Settings:
-    """The command's options as the dataclasses of the rooms that they are for."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        from sca_batch.captioners.sca import CaptionSettings
-
-        self.options = options
-        self.engine_label = self.engine_why = "torch"
-        self.plans: tuple[str, ...] = ()
-        self.regions = self._region_settings()
-        self.captions = CaptionSettings(**{name: options[name] for name in CAPTION_OPTIONS})
-
-    def _region_settings(self) -> RegionSettings:
-        from dataclasses import fields
-
-        from sca_batch.pipeline import RegionSettings
-        from sca_batch.regions.automatic import AutomaticMaskSettings
-        from sca_batch.regions.select import RegionLimits
-
-        options = self.options
-        names = [field.name for field in fields(AutomaticMaskSettings)]
-        return RegionSettings(
-            source=options["regions"],
-            automatic=AutomaticMaskSettings(**{name: options[name] for name in names}),
-            limits=RegionLimits(options["min_area"], options["max_area"], options["max_regions"]),
-            keep_crop_embeddings=options["prompt"] == "point",
-            min_caption_score=options["min_caption_score"],
-            max_pixels=options["max_pixels"],
-        )
-
-    def load(self) -> Any:
-        from sca_batch.engines import plan_precisions, use_engines
-        from sca_batch.model.zoo import load_model
-
-        options = self.options
-        model = load_model(options["model"], device=options["device"], dtype=options["dtype"])
-        chosen = use_engines(
-            model,
-            options["engine"],
-            options["engine_dir"],
-            precisions=plan_precisions(model, options["dtype"]),
-            int8=options["int8"],
-            only=options.get("plans"),
-            model_name=options["model"],
-            trusted=options["trust_engine"],
-        )
-        for reason in chosen.refused:
-            log.warning("Not used: %s", reason)
-        # The run keeps what was found, so that a plan built tonight does not change it tomorrow.
-        options["engine"], self.plans = chosen.engine, chosen.plans
-        self.engine_label, self.engine_why = chosen.label, chosen.why
-        return model
-
-    def batches(self, on_cpu: bool) -> BatchSettings:
-        import torch
-
-        from sca_batch.pipeline import BatchSettings
-
-        return BatchSettings(
-            encoder_batch=self.options["encoder_batch"] or (1 if on_cpu else 4),
-            caption_batch=self.options["caption_batch"] or (32 if on_cpu else 128),
-            mask_memory_bytes=int(self.options["mask_memory"] * 2**30),
-            # On a CPU the model's own threads are busy already.
-            decode_threads=1 if on_cpu else max(1, min(8, torch.get_num_threads() // 2)),
-            decode_ahead=2 if on_cpu else 16,
-            places=places_of(self.options),
-        )
-
-    def pipeline(self, model: Any) -> Pipeline:
-        from sca_batch.captioners.sca import ScaCaptioner
-        from sca_batch.pipeline import Pipeline
-
-        batches = self.batches(model.device.type == "cpu")
-        captioner = ScaCaptioner(model, self.captions, batch_size=batches.caption_batch)
-        return Pipeline(model, captioner, self.regions, batches)
-
-    def content(self, model: Any) -> dict[str, Any]:
-        """Everything that records depend on, for the fingerprint."""
-        from sca_batch.model.checkpoint import weights_digest
-
-        dtype = model.autocast_dtype
-        return {
-            "weights": weights_digest(model),
-            "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
-            "engine": self.engine_label,
-            **{name: self.options[name] for name in (*CAPTION_OPTIONS, *REGION_OPTIONS)},
-        }
-
-    def informative(self, model: Any, sources: Sequence[str]) -> dict[str, Any]:
-        import torch
-        import transformers
-
-        from sca_batch import __version__
-
-        batching = ("encoder_batch", "points_per_batch", "caption_batch", "mask_memory")
-        return {
-            "model": self.options["model"],
-            "sources": list(sources),
-            "device": str(model.device),
-            "engine": self.engine_why,
-            "plans": list(self.plans),
-            "versions": {
-                "sca": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "batching": {name: self.options[name] for name in batching},
-            # As they were typed, so that a run can be taken up without repeating them.
-            "options": {name: self.options[name] for name in CONTENT_OPTIONS},
-        }
-
-
-def _describe(plan: Plan, out: Path, settings: Settings, options: dict[str, Any]) -> None:
-    given = plan.frame["prompts"].is_not_null().sum() if options["regions"] != "auto" else 0
+def _describe(plan: Plan, out: AnyPath, settings: Settings, options: dict[str, Any]) -> None:
+    given = plan.survey.with_regions if options["regions"] != "auto" else 0
     click.echo(f"Would caption {len(plan):,} images with {options['model']} into {out}/")
     click.echo(
         f"  {-(-len(plan) // options['shard_size']):,} shards of {options['shard_size']} images"
@@ -351,15 +255,16 @@ def _describe(plan: Plan, out: Path, settings: Settings, options: dict[str, Any]
     click.echo(f"  {captions.num_beams} beams of at most {captions.max_new_tokens} tokens")
     if plan.skipped_files:
         click.echo(f"  {plan.skipped_files:,} other files are left alone")
-    for key in plan.frame["key"].head(5):
+    first = plan.survey.first_keys
+    for key in first:
         click.echo(f"  {key}")
-    if len(plan) > 5:
-        click.echo(f"  and {len(plan) - 5:,} more")
+    if len(plan) > len(first):
+        click.echo(f"  and {len(plan) - len(first):,} more")
 
 
 def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     """One JSON line per image on standard output, the fields of the Parquet dataset."""
-    from sca_batch.data.plan import shard_refs
+    from sca_batch.data.plan import plan_refs
     from sca_batch.data.rows import record_to_row, row_to_jsonl
     from sca_batch.job import image_done
 
@@ -373,14 +278,14 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     pipeline = settings.pipeline(settings.load())
     log.info("Engine: %s", settings.engine_why)
     with show_progress(len(plan)) as progress:
-        for record in pipeline.run(shard_refs(plan, 0, len(plan))):
+        for record in pipeline.run(plan_refs(plan)):
             click.echo(row_to_jsonl(record_to_row(record)))
             progress.record(image_done(record))
     if not options["max_failures"].allow(progress.failed, len(plan)):
         sys.exit(EXIT_LEFTOVERS)
 
 
-def _summary(outcome: Outcome, out: Path, formats: set[str]) -> None:
+def _summary(outcome: Outcome, out: AnyPath, formats: set[str]) -> None:
     rate = outcome.images / outcome.seconds if outcome.seconds else 0.0
     lines = [
         f"Captioned {outcome.images:,} images: {outcome.regions:,} regions in "

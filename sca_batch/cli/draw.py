@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.datasets import DATASET
+
+if TYPE_CHECKING:
+    from sca_batch.stores import AnyPath
+
 
 @click.command()
-@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("dataset", type=DATASET)
 @click.argument("image")
 @click.option(
     "-o",
@@ -23,7 +29,7 @@ import click
     help="Where the images are now, if they were moved since they were captioned.",
 )
 def draw(
-    dataset: Path, image: str, output: Path | None, max_regions: int | None, root: Path | None
+    dataset: AnyPath, image: str, output: Path | None, max_regions: int | None, root: Path | None
 ) -> None:
     """Paint the masks of one IMAGE of DATASET, with its captions beside them.
 

@@ -269,8 +269,7 @@ def _build_plain(sources: tuple[str, ...], target: Path | None, options: dict[st
             )
         start = target.absolute().parent if options["relative"] else None
         write_manifest(plan_rows(plan, start), target)
-    given = len(plan) - plan.frame["prompts"].null_count()
-    lines = [f"{len(plan):,} images, {given:,} with given regions"]
+    lines = [f"{len(plan):,} images, {plan.survey.with_regions:,} with given regions"]
     if plan.skipped_files:
         lines.append(f"skipped: {plan.skipped_files:,} files that are no images")
     click.echo("\n".join(lines), err=target is not None)

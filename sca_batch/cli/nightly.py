@@ -6,7 +6,7 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ __all__ = [
     "Stop",
     "check_codes",
     "follow_sources",
+    "list_again",
     "make_runner",
     "nightly_options",
     "places_of",
@@ -43,8 +44,8 @@ STARTED = time.monotonic()  # about when the process began, which is what --time
 
 # What a worker needs; loaded once by the process that workers are forked from.
 PRELOAD = (
-    "sca_batch.cli.caption", "sca_batch.job", "sca_batch.captioners.sca", "sca_batch.model.zoo",
-    "sca_batch.model.checkpoint", "sca_batch.runners.serve",
+    "sca_batch.cli.caption_settings", "sca_batch.job", "sca_batch.captioners.sca",
+    "sca_batch.model.zoo", "sca_batch.model.checkpoint", "sca_batch.runners.serve",
 )  # fmt: skip
 
 
@@ -135,6 +136,14 @@ nightly_options = (
         help="An image that takes longer fails as timeout; 0 waits for ever.",
     ),
     click.option(
+        "--shard-timeout",
+        type=DURATION,
+        default="24h",
+        show_default=True,
+        help="A worker that is not done with a shard by then is ended and its shard taken up again "
+        "from the last commit, three times at most; 0 waits for ever.",
+    ),
+    click.option(
         "--metrics-file",
         type=click.Path(dir_okay=False, path_type=Path),
         help="Write counts here in Prometheus' text format, now and then and at the end.",
@@ -158,7 +167,7 @@ class _MakeWorker:
     def __call__(self, device: str) -> ShardWorker:
         import torch
 
-        from sca_batch.cli.caption import Settings
+        from sca_batch.cli.caption_settings import Settings
         from sca_batch.job import ShardWorker
 
         if self.threads:
@@ -181,26 +190,52 @@ def make_runner(options: dict[str, Any], sources: tuple[str, ...]) -> LocalRunne
     count = workers or len(devices)
     on_cpu = device == "cpu" or (device == "auto" and not gpus)
     # Workers share the processor's cores; more threads than cores would only get in each other's
-    # way. One worker takes what torch would.
-    threads = max(1, torch.get_num_threads() // count) if on_cpu and count > 1 else None
+    # way. Sums depend on how many share them, in their last bits.
+    threads = max(1, torch.get_num_threads() // count) if on_cpu else None
     return LocalRunner(
         _MakeWorker(options, sources, threads),
         [devices[i % len(devices)] for i in range(count)],
         item_timeout_s=options["image_timeout"] or None,
+        unit_timeout_s=options["shard_timeout"] or None,
         preload=PRELOAD,
     )
 
 
-def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], Plan]) -> Run:
-    """The run with its plan as --update and --retry-failed ask for it; says the counts."""
+def list_again(
+    sources: Sequence[str], options: dict[str, Any], make_plan: Callable[[], Plan]
+) -> Plan | None:
+    """What the sources of a run that is taken up hold now; None where that is not to be known.
+
+    Raises:
+        ScaError: when it is needed, for --update, and cannot be listed.
+    """
+    needed = options["update"] or options["verify_content"]
+    if "-" in sources and not needed:
+        return None  # nobody may be writing to it
+    try:
+        return make_plan()
+    except ScaError as error:
+        if needed:
+            raise
+        click.echo(f"The sources cannot be listed again: {error}", err=True)
+        click.echo("The run goes on with its plan.", err=True)
+        return None
+
+
+def follow_sources(run: Run, options: dict[str, Any], listed: Plan | None) -> Run:
+    """The run with its plan as --update and --retry-failed ask for it; says the counts.
+
+    Without --update it says what that would find.
+    """
     from sca_batch import job
-    from sca_batch.data.update import retry_failed, update_plan
+    from sca_batch.data.update import retry_failed, source_changes, update_plan
     from sca_batch.images import content_digest
 
     if options["update"] or options["verify_content"]:
+        assert listed is not None
         updated = update_plan(
             run.out,
-            list_again(),
+            listed,
             options["shard_size"],
             digest_of=partial(content_digest, places=places_of(options)),
             verify_content=options["verify_content"],
@@ -210,6 +245,15 @@ def follow_sources(run: Run, options: dict[str, Any], list_again: Callable[[], P
             f"{updated.back:,} back, {updated.unchanged:,} unchanged",
             err=True,
         )
+    elif listed is not None:
+        since = source_changes(run.plan, listed)
+        if since.new or since.changed or since.gone or since.back:
+            click.echo(
+                f"The sources have changed since this run was planned: {since.new:,} new, "
+                f"{since.changed:,} changed, {since.gone:,} vanished, {since.back:,} back. The "
+                "run goes on with its plan; --update follows them.",
+                err=True,
+            )
     if options["retry_failed"]:
         codes = () if options["retry_failed"] == "all" else options["retry_failed"].split(",")
         tried = retry_failed(run.out, codes)

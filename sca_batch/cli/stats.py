@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sca_batch.cli.datasets import DATASET_OR_FILE
+
 if TYPE_CHECKING:
     from sca_batch.reports.gpt2 import Gpt2Tokenizer
     from sca_batch.reports.stats import Statistics
+    from sca_batch.stores import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ NO_VOCABULARY = "no vocabulary"
 
 
 @click.command()
-@click.argument("source", metavar="DATASET|MANIFEST", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", metavar="DATASET|MANIFEST", type=DATASET_OR_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option(
     "--picture",
@@ -48,7 +51,7 @@ NO_VOCABULARY = "no vocabulary"
     help="What a manifest's bare bbox or boxes column means.",
 )
 def stats(
-    source: Path,
+    source: AnyPath,
     as_json: bool,
     picture: Path | None,
     tokenizer: str | None,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.datasets import DATASET
 from sca_batch.errors import EXIT_LEFTOVERS
+
+if TYPE_CHECKING:
+    from sca_batch.stores import AnyPath
 
 
 @click.command()
-@click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("dataset", type=DATASET)
 @click.pass_context
-def verify(ctx: click.Context, /, dataset: Path) -> None:
+def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
     """Check every shard of DATASET: digests, columns, counts, ids, masks, boxes and areas.
 
     What is wrong is printed, one line each. Repeating the `sca caption` command makes damaged and
@@ -22,7 +26,7 @@ def verify(ctx: click.Context, /, dataset: Path) -> None:
     Example:
       sca verify images-captions
     """
-    from sca_batch.data.shards import dataset_shards
+    from sca_batch.data.cut import open_plan
     from sca_batch.data.verify import verify_dataset
 
     found = 0
@@ -32,7 +36,7 @@ def verify(ctx: click.Context, /, dataset: Path) -> None:
         places[finding.place] = None
         click.echo(f"{finding.place}: {finding.what}")
     if not found:
-        click.echo(f"{dataset}: {len(dataset_shards(dataset)):,} shards, all is well", err=True)
+        click.echo(f"{dataset}: {open_plan(dataset).shards:,} shards, all is well", err=True)
         return
     click.echo(
         f"{dataset}: {found:,} findings in {len(places):,} files. Remove those that are there and "

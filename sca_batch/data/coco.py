@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from sca_batch.data.atomic import writing
 from sca_batch.data.cut import gone_ids
 from sca_batch.data.rows import COORDINATE_FRAME
 from sca_batch.data.shards import iter_rows, read_run
+from sca_batch.stores import AnyPath
 
 __all__ = ["Exported", "export_coco"]
 
@@ -29,7 +29,7 @@ class Exported:
     failed: int
 
 
-def export_coco(dataset: Path, target: Path) -> Exported:
+def export_coco(dataset: AnyPath, target: AnyPath) -> Exported:
     """Writes the dataset as `target`; memory does not grow with the number of images.
 
     Raises:
@@ -61,7 +61,7 @@ def _info(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failures(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _failures(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     for row in iter_rows(dataset, FAILURE_COLUMNS):
         if row["status"] == "failed" and row["image_id"] not in gone:
             yield {
@@ -73,7 +73,7 @@ def _failures(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _images(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _images(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     for row in iter_rows(dataset, IMAGE_COLUMNS):
         if row["status"] != "failed" and row["image_id"] not in gone:
             yield {
@@ -87,7 +87,7 @@ def _images(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _annotations(dataset: Path, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _annotations(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
     annotation_id = 0
     for row in iter_rows(dataset, ["image_id", "regions"]):
         for region in row["regions"] if row["image_id"] not in gone else ():

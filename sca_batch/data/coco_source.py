@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sca_batch.data.annotations.json_stream import stream_members
 from sca_batch.data.cells import parse_box, parse_mask
 from sca_batch.data.columns import Row, parse_row
+from sca_batch.data.spool import Scratch
 from sca_batch.errors import ScaError
 from sca_batch.records import Rle
 
 __all__ = ["coco_rows"]
 
-FORM = '{"images": [{"id": 1, "file_name": "a.jpg", ...}], "annotations": [...]}'
+FORM = (
+    'a COCO file, {"images": [{"id": 1, "file_name": "a.jpg", ...}], "annotations": [...]}; '
+    "one JSON object per line belongs into a .jsonl"
+)
+BYTES_AT_ONCE = 1 << 20
+IDS_AT_ONCE = 50_000  # Python strings alive while a file is read
 
 
-def coco_rows(content: bytes, name: str) -> Iterator[tuple[int, Row]]:
+def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows in the file's order, with their index in `images`.
 
     Boxes, masks (polygons drawn as pycocotools draws them), annotation ids and captions become
     the regions' prompts, prompt ids and references. A file whose annotations hold neither box nor
     mask, or that has none, gives no regions; in any other an image without annotations has an
     empty list of them.
+
+    The file is read once, from front to back, whichever list comes first. Its entries wait in
+    temporary files; about 40 bytes of each are held.
+
+    Raises:
+        ScaError: at the first entry that is wrong, with its list and index.
     """
-    images, annotations = _load(content, name)
-    by_image: dict[Any, list[int]] = {}
-    known = {_id_of(image, f"{name}, images[{i}]", "id") for i, image in enumerate(images)}
+    name = str(path)
+    images, annotations = _Entries(), _Entries()
     with_regions = False
-    for i, annotation in enumerate(annotations):
-        place = f"{name}, annotations[{i}]"
-        image_id = _id_of(annotation, place, "image_id")
-        if image_id not in known:
-            raise ScaError(f"{place}: image_id {json.dumps(image_id)} is not the id of any image")
-        by_image.setdefault(image_id, []).append(i)
-        with_regions |= bool(annotation.get("bbox") or annotation.get("segmentation"))
-    for i, image in enumerate(images):
+    for key, i, entry in stream_members(
+        path, ("images", "annotations"), expected=FORM, optional=("annotations",)
+    ):
+        place = f"{name}, {key}[{i}]"
+        if not isinstance(entry, dict):
+            raise ScaError(f"{place}: not an object; expected {FORM}")
+        if key == "images":
+            images.add(_id_of(entry, place, "id"), entry)
+        else:
+            annotations.add(_id_of(entry, place, "image_id"), entry)
+            with_regions |= bool(entry.get("bbox") or entry.get("segmentation"))
+    stray = annotations.first_of_another(images)
+    if stray is not None:
+        image_id = json.dumps(annotations.read(stray)["image_id"])
+        raise ScaError(
+            f"{name}, annotations[{stray}]: image_id {image_id} is not the id of any image"
+        )
+    for i in range(len(images)):
         place = f"{name}, images[{i}]"
-        of_image = [(j, annotations[j]) for j in by_image.get(image["id"], [])]
+        image = images.read(i)
+        of_image = [
+            (j, annotation)
+            for j in annotations.of(images.id_hash(i))
+            if (annotation := annotations.read(j))["image_id"] == image["id"]
+        ]
         cells = {key: value for key, value in image.items() if key != "id"}
         # Our own exports say where the image was; other people's know only its name.
         cells["uri"] = image.get("uri") or cells.pop("file_name", None)
@@ -51,33 +85,71 @@ def coco_rows(content: bytes, name: str) -> Iterator[tuple[int, Row]]:
         yield i, parse_row(cells, place, box_format=None, text_cells=False)
 
 
-def _load(content: bytes, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    try:
-        document = json.loads(content.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ScaError(
-            f"{name}, line {line}: not UTF-8; save the file with the encoding UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ScaError(
-            f"{name}: invalid JSON on line {error.lineno} column {error.colno}: {error.msg}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ScaError(f"{name}: invalid JSON: {error}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-        raise ScaError(
-            f"{name}: no list of images; a .json source is a COCO file, {FORM}; "
-            "one JSON object per line belongs into a .jsonl"
-        )
-    lists = [document["images"], document.get("annotations") or []]
-    for key, entries in zip(("images", "annotations"), lists, strict=True):
-        if not isinstance(entries, list):
-            raise ScaError(f"{name}: {key} is not a list; expected {FORM}")
-        for i, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise ScaError(f"{name}, {key}[{i}]: not an object; expected {FORM}")
-    return lists[0], lists[1]
+class _Entries:
+    """Entries of one list, on disk; held are where each begins and the hash of its image's id."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch()
+        self._ends = array("q", [0])
+        self._ids: list[str] = []  # that were not hashed yet
+        self._waiting = bytearray()  # entries that are not on disk yet
+        self._hashes = [np.zeros(0, np.uint64)]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, image_id: int | str, entry: dict[str, Any]) -> None:
+        content = json.dumps(entry, separators=(",", ":")).encode()
+        self._waiting += content
+        if len(self._waiting) > BYTES_AT_ONCE:
+            self._flush()
+        self._ends.append(self._ends[-1] + len(content))
+        self._ids.append(json.dumps(image_id))  # 1 and "1" are different ids
+        if len(self._ids) == IDS_AT_ONCE:
+            self._hash_ids()
+
+    def read(self, i: int) -> dict[str, Any]:
+        start, end = self._ends[i], self._ends[i + 1]
+        entry: dict[str, Any] = json.loads(self._scratch.read(start, end - start))
+        return entry
+
+    def id_hash(self, i: int) -> np.uint64:
+        return np.uint64(self._all_hashes[i])
+
+    def of(self, id_hash: np.uint64) -> list[int]:
+        """The entries whose image's id has this hash, in order."""
+        low = np.searchsorted(self._sorted, id_hash, side="left")
+        high = np.searchsorted(self._sorted, id_hash, side="right")
+        found: list[int] = self._order[low:high].tolist()
+        return found
+
+    def first_of_another(self, images: _Entries) -> int | None:
+        """The first entry that belongs to none of the images."""
+        known = np.isin(self._all_hashes, images._all_hashes)
+        return None if known.all() else int(np.argmin(known))
+
+    def _flush(self) -> None:
+        self._scratch.append(self._waiting)
+        self._waiting = bytearray()
+
+    def _hash_ids(self) -> None:
+        self._hashes.append(pl.Series(self._ids, dtype=pl.String).hash().to_numpy())
+        self._ids = []
+
+    @cached_property
+    def _all_hashes(self) -> npt.NDArray[np.uint64]:
+        self._hash_ids()
+        self._flush()
+        hashes, self._hashes = np.concatenate(self._hashes), []
+        return hashes
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self._all_hashes, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> npt.NDArray[np.uint64]:
+        return self._all_hashes[self._order]
 
 
 def _id_of(entry: dict[str, Any], place: str, key: str) -> int | str:

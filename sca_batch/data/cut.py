@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,57 +14,82 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sca_batch.data.atomic import writing
-from sca_batch.data.columns import prompts_from_json
-from sca_batch.data.digests import digest_rows
-from sca_batch.data.plan import PLAN_FILE, PLAN_SCHEMA, Plan
+from sca_batch.data.digests import RowsDigest
+from sca_batch.data.plan import PLAN_FILE, PLAN_SCHEMA, Plan, row_ref
+from sca_batch.data.spool import rebatched
 from sca_batch.errors import ScaError
 from sca_batch.records import ImageRef
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = [
     "CUT_SCHEMA",
     "CutPlan",
-    "cut_frame",
+    "cut_frames",
     "gone_ids",
     "open_plan",
-    "read_cut_frame",
     "stat_columns",
     "write_cut_plan",
 ]
 
 # What a run adds to the rows of a plan. A row's version rises when it is to be done again; `gone`
-# marks one whose source has vanished; size and time are the file's when it was listed.
-CUT_SCHEMA = {
+# marks one whose source has vanished; size and time are the file's when it was listed, size and
+# etag the object's.
+CUT_SCHEMA: dict[str, pl.DataType] = {
     **PLAN_SCHEMA,
     "shard": pl.Int32(),
     "version": pl.Int32(),
     "gone": pl.Boolean(),
     "size": pl.Int64(),
     "mtime_ns": pl.Int64(),
+    "etag": pl.String(),
 }
-ROWS_AT_ONCE = 4096  # of a row group: what is read to find the rows of one shard
+ROWS_AT_ONCE = 4096  # of a row group at most: what is read to find the rows of one shard
 
 
 class CutPlan:
-    """OUT/plan/manifest.parquet. Only the shards' bounds, versions and vanished rows are held."""
+    """OUT/plan/manifest.parquet.
 
-    def __init__(self, path: Path) -> None:
+    Only the shards' bounds are held, and of rows those that have a version or have vanished.
+    """
+
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
+        # Rows are looked up shard by shard: not a request each.
+        source = path.download() if isinstance(path, StorePath) else path
         try:
-            self._file = pq.ParquetFile(path)
-            metadata = self._file.schema_arrow.metadata or {}
-            table = self._file.read(["shard", "version", "gone"])
+            self._file = pq.ParquetFile(source)
+            metadata = self._file.metadata.metadata or {}
+            self._look_through()
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise ScaError(
-                f"{path}: not a readable plan ({error}); start again with --overwrite"
-            ) from None
+            raise self._unreadable(error) from None
         if not metadata.keys() >= {b"sca.plan_digest", b"sca.rows_digest"}:
             raise ScaError(f"{path}: not a plan of this program; start again with --overwrite")
         self.digest = metadata[b"sca.plan_digest"].decode()
         self.rows_digest = metadata[b"sca.rows_digest"].decode()
-        self._starts = _starts(table["shard"].to_numpy())
-        self._versions: npt.NDArray[np.int32] = table["version"].to_numpy()
-        self.gone: npt.NDArray[np.bool_] = table["gone"].to_numpy()
         self._cached: tuple[int, list[dict[str, object]]] = (-1, [])
+
+    def _unreadable(self, error: Exception) -> ScaError:
+        return ScaError(f"{self.path}: not a readable plan ({error}); start again with --overwrite")
+
+    def _look_through(self) -> None:
+        groups = range(self._file.num_row_groups)
+        heights = [self._file.metadata.row_group(group).num_rows for group in groups]
+        self._groups: npt.NDArray[np.int64] = np.cumsum([0, *heights], dtype=np.int64)
+        starts, rows, before = [np.zeros(0, np.int64)], 0, -1
+        versioned, gone = [np.zeros((2, 0), np.int64)], [np.zeros(0, np.int64)]
+        for batch in self._file.iter_batches(
+            ROWS_AT_ONCE, columns=["shard", "version", "gone"], use_threads=False
+        ):
+            shards = batch["shard"].to_numpy()
+            versions = batch["version"].to_numpy()
+            starts.append(np.flatnonzero(np.diff(shards, prepend=before)) + rows)
+            places = np.flatnonzero(versions)
+            versioned.append(np.stack([places + rows, versions[places]]))
+            gone.append(np.flatnonzero(batch["gone"].to_numpy(zero_copy_only=False)) + rows)
+            rows, before = rows + len(shards), int(shards[-1])
+        self._starts: npt.NDArray[np.int64] = np.concatenate([*starts, [rows]]).astype(np.int64)
+        self._versioned: npt.NDArray[np.int64] = np.concatenate(versioned, axis=1)
+        self.gone_rows: npt.NDArray[np.int64] = np.concatenate(gone)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -78,22 +104,33 @@ class CutPlan:
     def rows_of(self, index: int) -> int:
         return int(self._starts[index + 1] - self._starts[index])
 
+    def shards_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The shard in which each row stands."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def is_gone(self, row: int) -> bool:
+        """Whether the source of a row has vanished."""
+        place = np.searchsorted(self.gone_rows, row)
+        return bool(place < len(self.gone_rows) and self.gone_rows[place] == row)
+
     def versions(self, index: int, rows: int | None = None) -> str:
         """The versions of a shard's first `rows` rows that are not 0, as shards carry them."""
         first = self.first_row(index)
-        versions = self._versions[first : first + (self.rows_of(index) if rows is None else rows)]
-        return json.dumps({str(i): int(versions[i]) for i in np.flatnonzero(versions)})
+        last = first + (self.rows_of(index) if rows is None else rows)
+        low, high = np.searchsorted(self._versioned[0], [first, last])
+        pairs = self._versioned[:, low:high].T.tolist()
+        return json.dumps({str(row - first): version for row, version in pairs})
 
     def refs(self, index: int) -> list[ImageRef]:
         """The images of one shard."""
         first, last = self.first_row(index), self.first_row(index) + self.rows_of(index)
         rows: list[dict[str, object]] = []
         while first < last:
-            group = first // ROWS_AT_ONCE
-            start = group * ROWS_AT_ONCE
+            group = int(np.searchsorted(self._groups, first, side="right")) - 1
+            start, end = self._groups[group : group + 2].tolist()
             rows += self._group(group)[first - start : last - start]
-            first = start + ROWS_AT_ONCE
-        return [_ref(row) for row in rows]
+            first = end
+        return [row_ref(row) for row in rows]
 
     def _group(self, group: int) -> list[dict[str, object]]:
         if self._cached[0] != group:
@@ -101,20 +138,40 @@ class CutPlan:
             self._cached = (group, table.to_pylist())
         return self._cached[1]
 
+    def batches(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+        """Every row, with all of `CUT_SCHEMA`'s columns or some, in batches."""
+        wanted = columns or list(CUT_SCHEMA)
+        # Plans that were made before there was a column have nothing in it.
+        known = [name for name in wanted if name in self._file.schema_arrow.names]
+        absent = [pl.lit(None, CUT_SCHEMA[n]).alias(n) for n in wanted if n not in known]
+        for batch in self._tables(known):
+            frame = cast(pl.DataFrame, pl.from_arrow(batch))
+            yield frame.with_columns(absent).select(wanted)
+
+    def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        try:
+            for group in range(self._file.num_row_groups):
+                yield self._file.read_row_group(group, columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from None
+
     def check(self) -> None:
         """Compares the rows with the digest that was written beside them.
 
         Raises:
             ScaError: when they differ.
         """
-        if digest_rows(self._file.read()) != self.rows_digest:
+        digest = RowsDigest(self._file.schema_arrow.names)
+        for table in self._tables():
+            digest.add(table)
+        if digest.hexdigest() != self.rows_digest:
             raise ScaError(
                 f"{self.path}: its rows are not those that were planned; start again with "
                 "--overwrite"
             )
 
 
-def open_plan(out: Path) -> CutPlan:
+def open_plan(out: AnyPath) -> CutPlan:
     """The plan of the run in OUT.
 
     Raises:
@@ -126,29 +183,35 @@ def open_plan(out: Path) -> CutPlan:
     return CutPlan(path)
 
 
-def cut_frame(plan: Plan, shard_size: int) -> pl.DataFrame:
+def cut_frames(plan: Plan, shard_size: int) -> Iterator[pl.DataFrame]:
     """A fresh plan's rows with `CUT_SCHEMA`'s columns, `shard_size` rows in each shard."""
-    rows = pl.int_range(pl.len(), dtype=pl.Int64)
-    return plan.frame.with_columns(
-        (rows // shard_size).cast(pl.Int32).alias("shard"),
-        pl.lit(0, pl.Int32).alias("version"),
-        pl.lit(False).alias("gone"),
-        *stat_columns(plan.frame["uri"]),
-    )
+    done = 0
+    for batch in plan.batches():
+        rows = pl.int_range(done, done + batch.height, dtype=pl.Int64)
+        done += batch.height
+        yield batch.with_columns(
+            (rows // shard_size).cast(pl.Int32).alias("shard"),
+            pl.lit(0, pl.Int32).alias("version"),
+            pl.lit(False).alias("gone"),
+            *stat_columns(batch),
+        )
 
 
-def stat_columns(uris: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Size and modification time of each local file; null for those that cannot be looked at."""
+def stat_columns(batch: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Size and modification time of each local file; null for those that cannot be looked at.
+
+    The size that an object store gave stays.
+    """
     sizes: list[int | None] = []
     times: list[int | None] = []
-    for uri in uris:
+    for uri, size in batch.select("uri", "size").iter_rows():
         status = None
         if "://" not in uri:
             try:
                 status = os.stat(uri)
             except (OSError, ValueError):
                 status = None
-        sizes.append(None if status is None else status.st_size)
+        sizes.append(size if status is None else status.st_size)
         times.append(None if status is None else status.st_mtime_ns)
     return (
         pl.Series("size", sizes, dtype=pl.Int64),
@@ -156,59 +219,34 @@ def stat_columns(uris: pl.Series) -> tuple[pl.Series, pl.Series]:
     )
 
 
-def write_cut_plan(frame: pl.DataFrame, out: Path, digest: str) -> CutPlan:
+def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> CutPlan:
     """Writes OUT/plan/manifest.parquet; `digest` is that of the plan the run began with."""
     path = out / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame = frame.select([pl.col(name).cast(kind) for name, kind in CUT_SCHEMA.items()])
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    metadata = {b"sca.plan_digest": digest, b"sca.rows_digest": digest_rows(table)}
-    with writing(path) as file:
-        # Of equal row groups, so that a shard's rows are found without looking at others.
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            file,
-            row_group_size=ROWS_AT_ONCE,
-            compression="zstd",
+    columns = [pl.col(name).cast(kind) for name, kind in CUT_SCHEMA.items()]
+    empty = pl.DataFrame(schema=CUT_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows_digest = RowsDigest(list(CUT_SCHEMA))
+    with (
+        writing(path) as file,
+        pq.ParquetWriter(file, empty.schema, compression="zstd") as writer,
+    ):
+        # Of small row groups, so that a shard's rows are found without looking at many others.
+        for frame in rebatched(frames, ROWS_AT_ONCE):
+            table = frame.select(columns).to_arrow(compat_level=pl.CompatLevel.oldest())
+            rows_digest.add(table)
+            writer.write_table(table, row_group_size=ROWS_AT_ONCE)
+        writer.add_key_value_metadata(
+            {"sca.plan_digest": digest, "sca.rows_digest": rows_digest.hexdigest()}
         )
     return CutPlan(path)
 
 
-def read_cut_frame(out: Path) -> pl.DataFrame:
-    """Every row of the plan of the run in OUT."""
-    plan = open_plan(out)
-    plan.check()
-    return pl.read_parquet(plan.path).select(list(CUT_SCHEMA))
-
-
-def gone_ids(out: Path) -> frozenset[int]:
+def gone_ids(out: AnyPath) -> frozenset[int]:
     """Ids of the images whose sources have vanished; they are left out of exports."""
     if not (out / PLAN_FILE).exists():
         return frozenset()
     plan = open_plan(out)
-    if not plan.gone.any():
+    if not len(plan.gone_rows):
         return frozenset()
-    ids = pq.read_table(plan.path, columns=["image_id"])["image_id"].to_numpy()
-    return frozenset(ids[plan.gone].tolist())
-
-
-def _starts(shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    if not len(shards):
-        return np.zeros(1, dtype=np.int64)
-    bounds = np.flatnonzero(np.diff(shards)) + 1
-    return np.concatenate([[0], bounds, [len(shards)]]).astype(np.int64)
-
-
-def _ref(row: dict[str, object]) -> ImageRef:
-    prompts = row["prompts"]
-    assert prompts is None or isinstance(prompts, str)
-    image_id = row["image_id"]
-    assert isinstance(image_id, int)
-    return ImageRef(
-        image_id=image_id,
-        key=str(row["key"]),
-        uri=str(row["uri"]),
-        file_name=str(row["file_name"]),
-        prompts=prompts_from_json(prompts),
-        extra=json.loads(str(row["extra"])),
-    )
+    gone = (batch.filter("gone")["image_id"] for batch in plan.batches(["image_id", "gone"]))
+    return frozenset(image_id for batch in gone for image_id in batch)

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["digest_rows"]
+__all__ = ["RowsDigest", "digest_rows"]
 
-ROWS_AT_ONCE = 65_536  # part of the definition: another number gives other digests
+ROWS_AT_ONCE = 1024  # part of the definition: another number gives other digests
+
+
+class RowsDigest:
+    """sha256 over columns' names and values, nulls included, of a table that comes in pieces.
+
+    Every 1,024 rows each column adds which of its values are present, then the values:
+    little-endian numbers, the lengths and bytes of text, the lengths and items of lists, the
+    fields of structs. Page sizes, compression, dictionaries and pieces leave no trace.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._digest = hashlib.sha256("\0".join(names).encode())
+        self._waiting: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Goes on with the rows of `table`, which has the columns that were named."""
+        self._waiting.append(table)
+        if sum(piece.num_rows for piece in self._waiting) < ROWS_AT_ONCE:
+            return
+        rows = pa.concat_tables(self._waiting)
+        whole = rows.num_rows - rows.num_rows % ROWS_AT_ONCE
+        for start in range(0, whole, ROWS_AT_ONCE):
+            self._add_rows(rows.slice(start, ROWS_AT_ONCE))
+        self._waiting = [rows.slice(whole)]
+
+    def hexdigest(self) -> str:
+        """The digest of all rows; nothing can be added after it was asked for."""
+        rows = pa.concat_tables(self._waiting) if self._waiting else None
+        if rows is not None and rows.num_rows:
+            self._add_rows(rows)
+        self._waiting = []
+        return self._digest.hexdigest()
+
+    def _add_rows(self, rows: pa.Table) -> None:
+        for column in rows.columns:
+            chunks = column.combine_chunks()
+            array = chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
+            _add(self._digest, array)
 
 
 def digest_rows(table: pa.Table) -> str:
-    """sha256 over the columns' names and values, nulls included, in hexadecimal.
-
-    Every 65,536 rows each column adds which of its values are present, then the values:
-    little-endian numbers, the lengths and bytes of text, the lengths and items of lists, the
-    fields of structs. Page sizes, compression and dictionaries leave no trace.
-    """
-    digest = hashlib.sha256("\0".join(table.column_names).encode())
-    for start in range(0, table.num_rows, ROWS_AT_ONCE):
-        rows = table.slice(start, ROWS_AT_ONCE)
-        for column in rows.columns:
-            chunks = column.combine_chunks()
-            _add(
-                digest, chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
-            )
+    """The `RowsDigest` of one table, in hexadecimal."""
+    digest = RowsDigest(table.column_names)
+    digest.add(table)
     return digest.hexdigest()
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
@@ -20,15 +19,18 @@ from sca_batch.data.cells import BoxFormat
 from sca_batch.data.coco_source import coco_rows
 from sca_batch.data.columns import Row, parse_row
 from sca_batch.data.plan import LISTING_SCHEMA, Listing
+from sca_batch.data.spool import Spool
 from sca_batch.errors import ScaError
 from sca_batch.records import redacted
 
-__all__ = ["MANIFEST_SUFFIXES", "STDIN", "is_manifest", "listing_frame", "read_manifest"]
+__all__ = ["MANIFEST_SUFFIXES", "STDIN", "is_manifest", "listing_frames", "read_manifest"]
 
 STDIN = "-"
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".json")
 
-ROWS_AT_ONCE = 50_000  # Python objects alive while a manifest is read
+# Python objects alive while a manifest is read; rows with masks are long.
+ROWS_AT_ONCE = 50_000
+CHARACTERS_AT_ONCE = 8 << 20
 
 Placed = tuple[int, Row]
 
@@ -68,20 +70,18 @@ def read_manifest(
     try:
         if suffix == ".parquet":
             return _listing(name, "row", folder, root, _parquet(path, name, box_format))
+        if suffix == ".json":
+            return _listing(name, "index", folder, root, coco_rows(path))
         with path.open("rb") as file:
-            if suffix == ".json":
-                return _listing(name, "index", folder, root, coco_rows(file.read(), name))
             readers = {".jsonl": _jsonl, ".txt": _txt, ".csv": _csv, ".tsv": _tsv}
             return _listing(name, "line", folder, root, readers[suffix](file, name, box_format))
     except OSError as error:
         raise ScaError(f"{path}: {error.strerror or error}") from None
 
 
-def listing_frame(rows: Iterable[tuple[int, Row, str, str]]) -> pl.DataFrame:
-    """Position, row, uri and file name of each image -> a frame with `LISTING_SCHEMA`'s columns."""
-    stream = iter(rows)
-    chunks = [pl.DataFrame(schema=LISTING_SCHEMA)]
-    while chunk := list(islice(stream, ROWS_AT_ONCE)):
+def listing_frames(rows: Iterable[tuple[int, Row, str, str]]) -> Iterator[pl.DataFrame]:
+    """Position, row, uri and file name of each image -> frames with `LISTING_SCHEMA`'s columns."""
+    for chunk in _chunks(rows):
         columns = {
             "position": [position for position, *_ in chunk],
             "given_number": [_number(row.given_id) for _, row, *_ in chunk],
@@ -90,9 +90,23 @@ def listing_frame(rows: Iterable[tuple[int, Row, str, str]]) -> pl.DataFrame:
             "file_name": [file_name for *_, file_name in chunk],
             "prompts": [row.prompts for _, row, *_ in chunk],
             "extra": [row.extra for _, row, *_ in chunk],
+            "size": [None] * len(chunk),
+            "etag": [None] * len(chunk),
         }
-        chunks.append(pl.DataFrame(columns, schema=LISTING_SCHEMA))
-    return pl.concat(chunks)
+        yield pl.DataFrame(columns, schema=LISTING_SCHEMA)
+
+
+def _chunks(rows: Iterable[tuple[int, Row, str, str]]) -> Iterator[list[tuple[int, Row, str, str]]]:
+    chunk: list[tuple[int, Row, str, str]] = []
+    characters = 0
+    for placed in rows:
+        chunk.append(placed)
+        characters += len(placed[1].prompts or "") + len(placed[1].extra)
+        if len(chunk) == ROWS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _number(given_id: int | str | None) -> int | None:
@@ -112,12 +126,13 @@ def _listing(
 ) -> Listing:
     base = str(folder)
     start = os.path.normpath(root or folder)
-    frame = listing_frame((at, row, *_locate(row.uri, base, start)) for at, row in rows)
-    if frame.is_empty():
+    located = ((at, row, *_locate(row.uri, base, start)) for at, row in rows)
+    spool = Spool.of(listing_frames(located), LISTING_SCHEMA)
+    if not len(spool):
         raise ScaError(
             f"{name}: no rows; expected one image per {'entry' if unit == 'index' else unit}"
         )
-    return Listing(name, frame, unit)
+    return Listing(name, spool, unit)
 
 
 def _locate(given: str, folder: str, root: str) -> tuple[str, str]:

@@ -58,10 +58,11 @@ def _rows(
         if suffix == ".parquet":
             yield from _parquet(path, name, box_format)
             return
+        if suffix == ".json":
+            yield from coco_rows(path)
+            return
         with path.open("rb") as file:
-            if suffix == ".json":
-                yield from coco_rows(file.read(), name)
-            elif suffix == ".jsonl" and on_problem is not None:
+            if suffix == ".jsonl" and on_problem is not None:
                 yield from _past_problems(file, name, box_format, on_problem)
             else:
                 readers = {".jsonl": _jsonl, ".txt": _txt, ".csv": _csv, ".tsv": _tsv}

@@ -80,7 +80,7 @@ def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> None:
 
 def plan_rows(plan: Plan, start: Path | None) -> Iterator[dict[str, Any]]:
     """The rows of a plan as manifest columns; paths are absolute, or relative to `start`."""
-    for row in plan.frame.iter_rows(named=True):
+    for row in (row for batch in plan.batches() for row in batch.iter_rows(named=True)):
         uri = row["uri"]
         if "://" not in uri:
             uri = os.path.abspath(uri) if start is None else os.path.relpath(uri, start)

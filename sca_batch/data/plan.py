@@ -5,33 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from sca_batch.data.atomic import writing
 from sca_batch.data.columns import prompts_from_json
-from sca_batch.data.digests import digest_rows
+from sca_batch.data.digests import RowsDigest
+from sca_batch.data.spool import Spool
 from sca_batch.errors import ScaError
 from sca_batch.records import ImageRef
 
 __all__ = [
     "LISTING_SCHEMA",
     "PLAN_FILE",
+    "PLAN_SCHEMA",
+    "STORE_SCHEMA",
     "Listing",
     "Plan",
+    "Survey",
     "make_plan",
     "plan_head",
-    "read_plan",
-    "shard_count",
-    "shard_refs",
-    "write_plan",
+    "plan_refs",
+    "row_ref",
 ]
 
 PLAN_FILE = Path("plan") / "manifest.parquet"
 
-PLAN_SCHEMA = {
+PLAN_SCHEMA: dict[str, pl.DataType] = {
     "image_id": pl.Int64(),
     "key": pl.String(),
     "uri": pl.String(),
@@ -39,7 +43,9 @@ PLAN_SCHEMA = {
     "prompts": pl.String(),
     "extra": pl.String(),
 }
-LISTING_SCHEMA = {
+# What an object store says of its objects when it lists them; null for everything else.
+STORE_SCHEMA: dict[str, pl.DataType] = {"size": pl.Int64(), "etag": pl.String()}
+LISTING_SCHEMA: dict[str, pl.DataType] = {
     "position": pl.Int64(),  # line, row or index in the source, for messages
     "given_number": pl.Int64(),
     "given_id": pl.String(),
@@ -47,33 +53,24 @@ LISTING_SCHEMA = {
     "file_name": pl.String(),
     "prompts": pl.String(),
     "extra": pl.String(),
+    **STORE_SCHEMA,
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One row per image, with `PLAN_SCHEMA`'s columns, and the digest of those rows.
-
-    `prompts` is JSON, or null where regions are to be proposed; `extra` is a JSON object.
-    `skipped_files` counts what folders held beside images.
-    """
-
-    frame: pl.DataFrame
-    digest: str
-    skipped_files: int = 0
-
-    def __len__(self) -> int:
-        return self.frame.height
+FIRST_KEYS = 5  # that a survey shows
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one source lists: a frame with `LISTING_SCHEMA`'s columns, and how to point into it."""
+    """What one source lists: rows with `LISTING_SCHEMA`'s columns, and how to point into it."""
 
     name: str
-    frame: pl.DataFrame = field(repr=False)
+    rows: Spool = field(repr=False)
     unit: Literal["line", "row", "index", "file"] = "file"
     skipped_files: int = 0
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """Every row, in memory."""
+        return self.rows.frame()
 
     def place(self, position: int, uri: str) -> str:
         """Where a row stands, as messages say it."""
@@ -82,6 +79,84 @@ class Listing:
         if self.unit == "index":
             return f"{self.name}, images[{position}]"
         return f"{self.name}, {self.unit} {position}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one look at every row of a plan tells: schemes of its URLs, and its regions."""
+
+    schemes: frozenset[str]
+    with_regions: int
+    first_without_regions: str | None
+    first_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One row per image. The rows stand on disk; only batches of them are ever held.
+
+    `given_ids` says that the sources' ids are the images'; else rows count from 1.
+    """
+
+    listings: tuple[Listing, ...]
+    given_ids: bool
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def skipped_files(self) -> int:
+        """How many files folders held beside images."""
+        return sum(listing.skipped_files for listing in self.listings)
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """The rows in order, with the columns of `PLAN_SCHEMA` and of `STORE_SCHEMA`.
+
+        `prompts` is JSON, or null where regions are to be proposed; `extra` is a JSON object.
+        """
+        done = 0
+        for listing in self.listings:
+            for batch in listing.rows.batches():
+                batch = batch.head(self.rows - done)
+                if batch.is_empty():
+                    return
+                numbers = pl.int_range(done + 1, done + 1 + batch.height, dtype=pl.Int64)
+                done += batch.height
+                yield batch.with_columns(
+                    (pl.col("given_number") if self.given_ids else numbers).alias("image_id"),
+                    pl.coalesce("given_id", "file_name").alias("key"),
+                ).select([*PLAN_SCHEMA, *STORE_SCHEMA])
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """Every row with `PLAN_SCHEMA`'s columns, in memory."""
+        frames = (batch.select(list(PLAN_SCHEMA)) for batch in self.batches())
+        return pl.concat([pl.DataFrame(schema=PLAN_SCHEMA), *frames])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the rows' `PLAN_SCHEMA` columns, in hexadecimal."""
+        digest = RowsDigest(list(PLAN_SCHEMA))
+        for batch in self.batches():
+            rows = batch.select(list(PLAN_SCHEMA))
+            digest.add(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+        return digest.hexdigest()
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What the rows name and give, from one look at all of them."""
+        schemes: set[str] = set()
+        with_regions, without, keys = 0, None, list[str]()
+        for batch in self.batches():
+            found = batch["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
+            schemes.update(found.str.to_lowercase().unique())
+            lacking = batch.filter(pl.col("prompts").is_null())
+            with_regions += batch.height - lacking.height
+            if without is None and lacking.height:
+                without = str(lacking["key"][0])
+            keys += batch["key"].head(FIRST_KEYS - len(keys)).to_list()
+        return Survey(frozenset(schemes), with_regions, without, tuple(keys))
 
 
 def make_plan(listings: Sequence[Listing]) -> Plan:
@@ -93,96 +168,86 @@ def make_plan(listings: Sequence[Listing]) -> Plan:
     Raises:
         ScaError: naming both places, when two rows have one key.
     """
-    rows = pl.concat(
-        [
-            listing.frame.select(pl.lit(i, pl.Int32).alias("listing"), pl.all())
-            for i, listing in enumerate(listings)
-        ]
+    _refuse_duplicates(listings)
+    given_ids = all(
+        batch["given_number"].null_count() == 0
+        for listing in listings
+        for batch in listing.rows.batches(["given_number"])
     )
-    key = pl.coalesce("given_id", "file_name")
-    rows = rows.with_columns(key.alias("key"))
-    _refuse_duplicates(rows, listings)
-    if rows["given_number"].null_count():
-        image_id = pl.int_range(1, rows.height + 1, dtype=pl.Int64)
-    else:
-        image_id = pl.col("given_number")
-    frame = rows.with_columns(image_id.alias("image_id")).select(list(PLAN_SCHEMA))
-    return Plan(frame, _digest(frame), sum(listing.skipped_files for listing in listings))
-
-
-def _refuse_duplicates(rows: pl.DataFrame, listings: Sequence[Listing]) -> None:
-    if rows["key"].n_unique() == rows.height:
-        return
-    again = rows.filter(~pl.col("key").is_first_distinct()).row(0, named=True)
-    first = rows.filter(pl.col("key") == again["key"]).row(0, named=True)
-    places = [listings[row["listing"]].place(row["position"], row["uri"]) for row in (again, first)]
-    if again["given_id"] is not None:
-        what = f"image_id {json.dumps(again['key'])}"
-        fix = "give every row an id of its own"
-    else:
-        what = again["key"]
-        fix = "list each image once, or give every row an image_id"
-    raise ScaError(f"{places[0]}: {what} stands already in {places[1]}; {fix}")
+    return Plan(tuple(listings), given_ids, sum(len(listing.rows) for listing in listings))
 
 
 def plan_head(plan: Plan, limit: int) -> Plan:
     """The plan of the first `limit` rows."""
     if limit >= len(plan):
         return plan
-    frame = plan.frame.head(limit)
-    return Plan(frame, _digest(frame), plan.skipped_files)
+    # Whether ids are given is the rows' own affair, not that of those which are left out.
+    given_ids, left = True, limit
+    for listing in plan.listings:
+        for batch in listing.rows.batches(["given_number"]):
+            given_ids &= batch["given_number"].head(left).null_count() == 0
+            left -= min(left, batch.height)
+    return Plan(plan.listings, given_ids, limit)
 
 
-def shard_count(plan: Plan, shard_size: int) -> int:
-    """How many shards of `shard_size` rows the plan makes; the last may be shorter."""
-    return -(-len(plan) // shard_size)
+def plan_refs(plan: Plan) -> Iterator[ImageRef]:
+    """Every image of the plan, in order."""
+    for batch in plan.batches():
+        for row in batch.iter_rows(named=True):
+            yield row_ref(row)
 
 
-def shard_refs(plan: Plan, index: int, shard_size: int) -> Iterator[ImageRef]:
-    """The images of one shard."""
-    rows = plan.frame.slice(index * shard_size, shard_size)
-    for row in rows.iter_rows(named=True):
-        yield ImageRef(
-            image_id=row["image_id"],
-            key=row["key"],
-            uri=row["uri"],
-            file_name=row["file_name"],
-            prompts=prompts_from_json(row["prompts"]),
-            extra=json.loads(row["extra"]),
-        )
+def row_ref(row: dict[str, Any]) -> ImageRef:
+    """The image of one row with `PLAN_SCHEMA`'s columns."""
+    return ImageRef(
+        image_id=row["image_id"],
+        key=row["key"],
+        uri=row["uri"],
+        file_name=row["file_name"],
+        prompts=prompts_from_json(row["prompts"]),
+        extra=json.loads(row["extra"]),
+    )
 
 
-def write_plan(plan: Plan, out: Path) -> Path:
-    """Writes OUT/plan/manifest.parquet and returns its path."""
-    path = out / PLAN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as file:
-        plan.frame.write_parquet(file, metadata={"sca.plan_digest": plan.digest})
-    return path
+def _refuse_duplicates(listings: Sequence[Listing]) -> None:
+    """Compares the keys' digests, 8 bytes each, and the keys themselves where two are equal."""
+    hashes = [
+        _keys(batch).hash().to_numpy()
+        for listing in listings
+        for batch in listing.rows.batches(["given_id", "file_name"])
+    ]
+    again = _repeated(np.concatenate(hashes))
+    if not len(again):
+        return
+    seen: dict[str, tuple[Listing, int, str]] = {}
+    suspects = pl.Series(again)
+    for listing in listings:
+        for batch in listing.rows.batches():
+            keyed = batch.with_columns(_keys(batch).alias("key"))
+            for row in keyed.filter(keyed["key"].hash().is_in(suspects)).iter_rows(named=True):
+                here = (listing, row["position"], row["uri"])
+                if row["key"] in seen:
+                    raise _duplicate(row, here, seen[row["key"]])
+                seen[row["key"]] = here
 
 
-def read_plan(out: Path) -> Plan:
-    """The plan of a run that was started before.
-
-    Raises:
-        ScaError: when there is none, or when its rows are not those that were written.
-    """
-    path = out / PLAN_FILE
-    if not path.exists():
-        raise ScaError(f"{path}: no plan; this folder holds no run that could go on")
-    try:
-        frame = pl.read_parquet(path)
-        noted = pl.read_parquet_metadata(path).get("sca.plan_digest")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ScaError(
-            f"{path}: not a readable plan ({error}); start again with --overwrite"
-        ) from None
-    if frame.schema != pl.Schema(PLAN_SCHEMA) or _digest(frame) != noted:
-        raise ScaError(
-            f"{path}: its rows are not those that were planned; start again with --overwrite"
-        )
-    return Plan(frame, _digest(frame))
+def _keys(batch: pl.DataFrame) -> pl.Series:
+    return batch.select(pl.coalesce("given_id", "file_name").alias("key")).to_series()
 
 
-def _digest(frame: pl.DataFrame) -> str:
-    return digest_rows(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+
+def _duplicate(
+    row: dict[str, Any], again: tuple[Listing, int, str], first: tuple[Listing, int, str]
+) -> ScaError:
+    places = [listing.place(position, uri) for listing, position, uri in (again, first)]
+    if row["given_id"] is not None:
+        what = f"image_id {json.dumps(row['key'])}"
+        fix = "give every row an id of its own"
+    else:
+        what = row["key"]
+        fix = "list each image once, or give every row an image_id"
+    return ScaError(f"{places[0]}: {what} stands already in {places[1]}; {fix}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,18 +20,21 @@ from sca_batch.data.digests import digest_rows
 from sca_batch.data.rows import SCHEMA, record_to_row, row_to_record, short
 from sca_batch.errors import ScaError
 from sca_batch.records import ImageRecord
+from sca_batch.stores import AnyPath, StorePath, each
 
 __all__ = [
     "CONTENT_VERSION",
     "RUN_FILE",
-    "FinishedShards",
+    "DamagedShardError",
     "ShardMark",
+    "checked_shards",
     "dataset_shards",
+    "failed_rows",
     "differing_keys",
-    "finished_shards",
     "find_row",
     "fingerprint_digest",
     "iter_file",
+    "open_shard",
     "iter_records",
     "iter_rows",
     "read_run",
@@ -49,6 +53,10 @@ SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 ROWS_AT_ONCE = 64  # rows that a reader holds in memory
 
 
+class DamagedShardError(ScaError):
+    """A file that is no shard, or is not what was written. It is made again."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardMark:
     """What a shard says about itself: its place in the plan and the run that made it.
@@ -64,20 +72,30 @@ class ShardMark:
     versions: str = "{}"
 
 
-@dataclass(frozen=True)
-class FinishedShards:
-    """Shards that need not be made again, and the others with the reason."""
-
-    finished: dict[int, ShardMark] = field(default_factory=dict)
-    refused: dict[Path, str] = field(default_factory=dict)
-
-
-def shard_path(out: Path, index: int) -> Path:
+def shard_path(out: AnyPath, index: int) -> AnyPath:
     """OUT/shard-000000.parquet for shard 0."""
     return out / f"shard-{index:06d}.parquet"
 
 
-def write_shard(records: Iterable[ImageRecord], path: Path, mark: ShardMark) -> None:
+@contextmanager
+def open_shard(path: AnyPath, *, whole: bool) -> Iterator[pq.ParquetFile]:
+    """A shard as Parquet. Of an object all bytes are asked for at once, or only those it takes.
+
+    Raises:
+        DamagedShardError: when it cannot be read as Parquet, inside the block too.
+        StoreError: when the store does not answer.
+    """
+    try:
+        source: Any = path
+        if isinstance(path, StorePath):
+            source = io.BytesIO(path.read_bytes()) if whole else path.read_parts()
+        with pq.ParquetFile(source) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShardError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def write_shard(records: Iterable[ImageRecord], path: AnyPath, mark: ShardMark) -> None:
     """Writes one shard so that its final name never exists half-written."""
     table = pa.Table.from_pylist([record_to_row(record) for record in records], schema=SCHEMA)
     metadata = {
@@ -90,28 +108,27 @@ def write_shard(records: Iterable[ImageRecord], path: Path, mark: ShardMark) -> 
         b"sca.content_version": str(CONTENT_VERSION),
         b"sca.versions": mark.versions,
     }
-    with writing(path) as file:
-        pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
+    content = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd")
+    with writing(path, content.tell()) as file:
+        file.write(content.getbuffer())
 
 
-def read_shard(path: Path) -> list[ImageRecord]:
+def read_shard(path: AnyPath) -> list[ImageRecord]:
     """Every record of one shard."""
     return [row_to_record(row) for row in iter_file(path)]
 
 
-def read_shard_mark(path: Path, *, check_rows: bool = True) -> ShardMark:
+def read_shard_mark(path: AnyPath, *, check_rows: bool = True) -> ShardMark:
     """What the shard says about itself, after comparing its rows with the digest it carries.
 
     Raises:
-        ScaError: for a file that is damaged, incomplete or no shard.
+        DamagedShardError: for a file that is damaged, incomplete or no shard.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            num_rows = file.metadata.num_rows
-            table = file.read() if check_rows else None
-    except (pa.ArrowException, OSError) as error:
-        raise ScaError(f"{path}: not a readable Parquet file ({error})") from None
+    with open_shard(path, whole=check_rows) as file:
+        metadata = file.schema_arrow.metadata or {}
+        num_rows = file.metadata.num_rows
+        table = file.read() if check_rows else None
     try:
         mark = ShardMark(
             index=int(metadata[b"sca.shard_index"]),
@@ -123,62 +140,78 @@ def read_shard_mark(path: Path, *, check_rows: bool = True) -> ShardMark:
         rows_digest = metadata[b"sca.rows_digest"].decode()
         version = int(metadata[b"sca.content_version"])
     except (KeyError, ValueError) as error:
-        raise ScaError(f"{path}: not a shard; its metadata lack {error}") from None
+        raise DamagedShardError(f"{path}: not a shard; its metadata lack {error}") from None
     if version != CONTENT_VERSION:
-        raise ScaError(f"{path}: content version {version}; this program writes {CONTENT_VERSION}")
+        raise DamagedShardError(
+            f"{path}: content version {version}; this program writes {CONTENT_VERSION}"
+        )
     if mark.last_row - mark.first_row + 1 != num_rows:
-        raise ScaError(
+        raise DamagedShardError(
             f"{path}: {num_rows:,} rows; expected rows {mark.first_row:,} to {mark.last_row:,}"
         )
     if table is not None and digest_rows(table) != rows_digest:
-        raise ScaError(f"{path}: its rows are not those that were written")
+        raise DamagedShardError(f"{path}: its rows are not those that were written")
     return mark
 
 
-def finished_shards(out: Path, fingerprint: str) -> FinishedShards:
-    """The shards in OUT that belong to this run and are intact; names alone prove nothing."""
-    found = FinishedShards()
-    for path in dataset_shards(out):
+def checked_shards(out: AnyPath, fingerprint: str) -> Iterator[tuple[AnyPath, ShardMark | str]]:
+    """Every shard in OUT: its mark when it belongs to this run and is intact, else the reason.
+
+    Names alone prove nothing. Of objects only the end is read, which says what they are: a store
+    compares what it keeps with what was sent.
+    """
+
+    def look(path: AnyPath) -> tuple[AnyPath, ShardMark | str]:
         try:
-            mark = read_shard_mark(path)
-        except ScaError as error:
-            found.refused[path] = str(error)
-            continue
+            mark = read_shard_mark(path, check_rows=not isinstance(path, StorePath))
+        except DamagedShardError as error:
+            return path, str(error)
         if mark.fingerprint != fingerprint:
-            found.refused[path] = f"{path}: made by a run with other settings"
-        elif shard_path(out, mark.index) != path:
-            found.refused[path] = f"{path}: holds shard {mark.index}, its name says otherwise"
-        else:
-            found.finished[mark.index] = mark
-    return found
+            return path, f"{path}: made by a run with other settings"
+        if shard_path(out, mark.index) != path:
+            return path, f"{path}: holds shard {mark.index}, its name says otherwise"
+        return path, mark
+
+    yield from each(out, look, dataset_shards(out))
 
 
-def dataset_shards(dataset: Path) -> list[Path]:
+def failed_rows(path: AnyPath) -> list[tuple[int, str]]:
+    """Of one shard's failed images: the row of the plan, and the error code."""
+    with open_shard(path, whole=False) as file:
+        first = int((file.schema_arrow.metadata or {})[b"sca.first_row"])
+        table = file.read(["status", "error_code"]).to_pydict()
+    statuses, codes = table["status"], table["error_code"]
+    return [(first + i, codes[i]) for i in range(len(codes)) if statuses[i] == "failed"]
+
+
+def dataset_shards(dataset: AnyPath) -> Iterator[AnyPath]:
     """The dataset's shard files in their order."""
-    matches = [(SHARD_NAME.fullmatch(path.name), path) for path in dataset.glob("shard-*.parquet")]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
+    # Numbers and not paths are held: a large dataset has hundreds of thousands of shards.
+    matches = (SHARD_NAME.fullmatch(path.name) for path in dataset.glob("shard-*.parquet"))
+    for index in sorted(int(match[1]) for match in matches if match):
+        yield shard_path(dataset, index)
 
 
-def iter_rows(dataset: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_rows(dataset: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Every row of a dataset, shard by shard, with all columns or only some."""
     for path in dataset_shards(dataset):
         yield from iter_file(path, columns)
 
 
-def iter_records(dataset: Path) -> Iterator[ImageRecord]:
+def iter_records(dataset: AnyPath) -> Iterator[ImageRecord]:
     """Every record of a dataset, shard by shard."""
     for row in iter_rows(dataset):
         yield row_to_record(row)
 
 
-def find_row(dataset: Path, image: str) -> dict[str, Any]:
+def find_row(dataset: AnyPath, image: str) -> dict[str, Any]:
     """The row whose key is `image`; where there is none, whose file name or image id it is.
 
     Raises:
         ScaError: when no row fits, or several do.
     """
     read_run(dataset)
-    found: dict[str, list[tuple[Path, int, str]]] = {"key": [], "file_name": [], "image_id": []}
+    found: dict[str, list[tuple[AnyPath, int, str]]] = {"key": [], "file_name": [], "image_id": []}
     some_key = None
     for path in dataset_shards(dataset):
         for position, row in enumerate(iter_file(path, list(found))):
@@ -199,15 +232,12 @@ def find_row(dataset: Path, image: str) -> dict[str, Any]:
     return next(islice(iter_file(path), position, None))
 
 
-def iter_file(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Every row of one shard."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                for row in batch.to_pylist():
-                    yield _shortened(row)
-    except (pa.ArrowException, OSError) as error:
-        raise ScaError(f"{path}: not a readable shard ({error})") from None
+    with open_shard(path, whole=columns is None) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            for row in batch.to_pylist():
+                yield _shortened(row)
 
 
 def _shortened(row: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +254,7 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def write_run(out: Path, run: Mapping[str, Any]) -> Path:
+def write_run(out: AnyPath, run: Mapping[str, Any]) -> AnyPath:
     """Writes OUT/run.json, `{"fingerprint": {...}, "settings": {...}, ...}`."""
     path = out / RUN_FILE
     text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False)
@@ -233,7 +263,7 @@ def write_run(out: Path, run: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_run(out: Path) -> dict[str, Any]:
+def read_run(out: AnyPath) -> dict[str, Any]:
     """The content of OUT/run.json.
 
     Raises:

@@ -17,9 +17,11 @@ import polars as pl
 from sca_batch.data.cells import BoxFormat
 from sca_batch.data.manifest import MANIFEST_SUFFIXES, STDIN, is_manifest, read_manifest
 from sca_batch.data.places import ARCHIVE_SUFFIXES, MEMBER, is_archive, list_archive, list_store
-from sca_batch.data.plan import Listing, Plan, make_plan
+from sca_batch.data.plan import LISTING_SCHEMA, Listing, Plan, make_plan
+from sca_batch.data.spool import Spool
 from sca_batch.errors import ScaError
 from sca_batch.records import redacted
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = [
     "FolderListing",
@@ -106,12 +108,20 @@ def list_folder(folder: Path, is_image: IsImage) -> FolderListing:
     return FolderListing(files, looked_at["skipped"], looked_at["folders"])
 
 
-def refuse_output_inside(sources: Sequence[str], out: Path) -> None:
+def refuse_output_inside(sources: Sequence[str], out: AnyPath) -> None:
     """Keeps the output out of the folders that are read.
 
     Raises:
         ScaError: when OUT is a source folder or lies inside one.
     """
+    if isinstance(out, StorePath):
+        for source in sources:
+            if f"{out.url}/".startswith(source.rstrip("/") + "/"):
+                raise ScaError(
+                    f"{out}: the output would lie inside the source {redacted(source)}; choose a "
+                    "place beside it"
+                )
+        return
     target = Path(os.path.realpath(out))
     for source in sources:
         folder = Path(os.path.realpath(source))
@@ -199,19 +209,37 @@ def _utf8(name: str, folder: str) -> str:
     return name
 
 
-def _frame(files: pl.Series, base: str, root: Path) -> pl.DataFrame:
-    """Files relative to `base` as a listing, named relative to `root`."""
+def _named(
+    files: pl.Series, base: str, root: Path, **columns: pl.Expr | pl.Series
+) -> Iterator[pl.DataFrame]:
+    """Files relative to `base` as a listing, named relative to `root`, in batches.
+
+    `columns` replace what is made from the files' names.
+    """
     below = os.path.relpath(base, root)
     prefix = "" if below == "." else f"{below}/"
-    return pl.DataFrame({"file": files}).select(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("position"),
-        pl.lit(None, pl.Int64).alias("given_number"),
-        pl.lit(None, pl.String).alias("given_id"),
-        (pl.lit(base.rstrip("/") + "/") + pl.col("file")).alias("uri"),
-        (pl.lit(prefix) + pl.col("file")).alias("file_name"),
-        pl.lit(None, pl.String).alias("prompts"),
-        pl.lit("{}", pl.String).alias("extra"),
-    )
+    for start in range(0, len(files), NAMES_AT_ONCE):
+        frame = pl.DataFrame({"file": files.slice(start, NAMES_AT_ONCE)}).with_columns(
+            pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias("position"),
+            pl.lit(None, pl.Int64).alias("given_number"),
+            pl.lit(None, pl.String).alias("given_id"),
+            (pl.lit(base.rstrip("/") + "/") + pl.col("file")).alias("uri"),
+            (pl.lit(prefix) + pl.col("file")).alias("file_name"),
+            pl.lit(None, pl.String).alias("prompts"),
+            pl.lit("{}", pl.String).alias("extra"),
+            pl.lit(None, pl.Int64).alias("size"),
+            pl.lit(None, pl.String).alias("etag"),
+        )
+        yield frame.with_columns(
+            (column.slice(start, NAMES_AT_ONCE) if isinstance(column, pl.Series) else column).alias(
+                name
+            )
+            for name, column in columns.items()
+        )
+
+
+def _listing(name: str, frames: Iterable[pl.DataFrame], skipped_files: int = 0) -> Listing:
+    return Listing(name, Spool.of(frames, LISTING_SCHEMA), "file", skipped_files)
 
 
 def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
@@ -220,30 +248,40 @@ def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
         raise ScaError(
             f"{source}: no images; looked at {_counts(found.skipped_files, found.folders)}"
         )
-    frame = _frame(found.files, os.path.abspath(source), root)
-    return Listing(f"the folder {source}", frame, "file", found.skipped_files)
+    frames = _named(found.files, os.path.abspath(source), root)
+    return _listing(f"the folder {source}", frames, found.skipped_files)
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
-    files, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
-    if files.is_empty():
+    found, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
+    if found.is_empty():
         raise ScaError(f"{source}: no images among its {skipped:,} members")
     # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
-    frame = _frame(files, "/", root).with_columns(
-        (pl.lit(os.path.abspath(source) + MEMBER) + files).alias("uri"),
-        (pl.lit(os.path.basename(source) + MEMBER) + files).alias("file_name"),
+    frames = _named(
+        found["file"],
+        "/",
+        root,
+        extra=found["extra"],
+        uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
+        file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )
-    return Listing(f"the archive {source}", frame, "file", skipped)
+    return _listing(f"the archive {source}", frames, skipped)
 
 
 def _store_listing(source: str) -> Listing:
     found, skipped = list_store(source, lambda name: has_image_suffix(Path(name)))
     if found.is_empty():
         raise ScaError(f"{redacted(source)}: no images among {skipped:,} objects")
-    frame = _frame(found["file"], "/", Path("/")).with_columns(
-        found["uri"], found["file"].alias("file_name")
+    frames = _named(
+        found["file"],
+        "/",
+        Path("/"),
+        uri=found["uri"],
+        file_name=pl.col("file"),
+        size=found["size"],
+        etag=found["etag"],
     )
-    return Listing(redacted(source), frame, "file", skipped)
+    return _listing(redacted(source), frames, skipped)
 
 
 def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Listing:
@@ -258,10 +296,8 @@ def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Lis
                 f"suffixes {', '.join((*MANIFEST_SUFFIXES, *ARCHIVE_SUFFIXES))}"
             )
     files = pl.Series("file", [_utf8(os.path.abspath(s).lstrip("/"), "/") for s in sources])
-    frame = _frame(files, "/", root).with_columns(
-        pl.Series("file_name", [os.path.relpath(source, root) for source in sources])
-    )
-    return Listing("the command line", frame)
+    names = pl.Series([os.path.relpath(source, root) for source in sources])
+    return _listing("the command line", _named(files, "/", root, file_name=names))
 
 
 def _pattern_listings(
@@ -283,8 +319,8 @@ def _pattern_listings(
         else:
             skipped += 1
     if images:
-        frame = _frame(pl.Series("file", sorted(images)), base, root)
-        return [Listing(f"the pattern {source}", frame, "file", skipped)]
+        frames = _named(pl.Series("file", sorted(images)), base, root)
+        return [_listing(f"the pattern {source}", frames, skipped)]
     manifests = [match for match in matches if is_manifest(match) and os.path.isfile(match)]
     if manifests:
         return [read_manifest(match, root=root, box_format=box_format) for match in manifests]

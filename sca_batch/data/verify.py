@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, xywh_to_xyxy
 from sca_batch.data.cells import parse_mask
 from sca_batch.data.cut import CutPlan, open_plan
 from sca_batch.data.rows import SCHEMA
 from sca_batch.data.shards import (
+    DamagedShardError,
     dataset_shards,
     fingerprint_digest,
     iter_file,
+    open_shard,
     read_run,
     read_shard_mark,
     shard_path,
 )
 from sca_batch.errors import ERROR_CODES, ScaError
 from sca_batch.records import ImageRef
+from sca_batch.stores import AnyPath
 
 __all__ = ["Finding", "verify_dataset"]
 
@@ -36,7 +37,7 @@ class Finding:
     what: str
 
 
-def verify_dataset(dataset: Path) -> Iterator[Finding]:
+def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
     """Everything that is wrong with the dataset; nothing when it is whole.
 
     Raises:
@@ -50,29 +51,31 @@ def verify_dataset(dataset: Path) -> Iterator[Finding]:
         yield Finding(str(plan.path), str(error))
         return
     yield from _unique_ids(plan)
-    there = set(dataset_shards(dataset))
     for index in range(plan.shards):
         path = shard_path(dataset, index)
-        if path in there:
+        if path.exists():
             yield from _shard(path, plan, index, digest)
         else:
             yield Finding(path.name, f"missing; {plan.rows_of(index):,} images have no record")
-        there.discard(path)
-    for path in sorted(there):
-        yield Finding(path.name, "no shard of this run's plan")
+    last = shard_path(dataset, plan.shards - 1).name
+    for path in dataset_shards(dataset):
+        if (len(path.name), path.name) > (len(last), last):
+            yield Finding(path.name, "no shard of this run's plan")
 
 
 def _unique_ids(plan: CutPlan) -> Iterator[Finding]:
-    ids = pq.read_table(plan.path, columns=["image_id"])["image_id"]
-    if len(ids.unique()) != len(ids):
+    ids = np.concatenate([batch["image_id"].to_numpy() for batch in plan.batches(["image_id"])])
+    ids.sort()
+    if (ids[1:] == ids[:-1]).any():
         yield Finding(str(plan.path), "an image_id stands there twice")
 
 
-def _shard(path: Path, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
+def _shard(path: AnyPath, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
     try:
         mark = read_shard_mark(path)
-        schema = pq.read_schema(path)
-    except (ScaError, pa.ArrowException, OSError) as error:
+        with open_shard(path, whole=False) as file:
+            schema = file.schema_arrow
+    except DamagedShardError as error:
         yield Finding(path.name, str(error).removeprefix(f"{path}: "))
         return
     if not schema.equals(SCHEMA, check_metadata=False):

@@ -12,20 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sca_batch.errors import ImageError, MissingPackageError, ScaError
+from sca_batch.errors import ImageError, ScaError
 from sca_batch.records import redacted
+from sca_batch.stores import STORES, TRIES, read_object, require_package
 
-__all__ = ["STORES", "Places", "check_schemes", "read_bytes", "split_member"]
+__all__ = ["Places", "check_schemes", "read_bytes", "split_member"]
 
-# Object stores by scheme, each with the package that fsspec needs for it.
-STORES = {
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "memory": "fsspec",
-}
 MEMBER = "!/"  # between an archive and the name of its member, as in Java's jar: URLs
 ARCHIVES = (".zip", ".tar")
 
@@ -34,13 +26,14 @@ ARCHIVES = (".zip", ".tar")
 class Places:
     """What may be read. `root` keeps files inside one folder, wherever links and dots lead.
 
+    `timeout_s` is for one image from a store or the web, tries and redirects included.
     `trusted_hosts`, entries as "host:port", are exempt from the refusal of private addresses.
     """
 
     root: Path | None = None
     allow_http: bool = False
     max_bytes: int = 1 << 30
-    http_timeout_s: float = 60.0
+    timeout_s: float = 60.0
     trusted_hosts: frozenset[str] = frozenset()
 
 
@@ -48,8 +41,8 @@ def read_bytes(uri: str, places: Places) -> bytes:
     """The bytes of one image.
 
     Raises:
-        ImageError: with code `missing`, `unreadable`, `not_an_image`, `too_large`, `outside_root`
-            or `forbidden_url`.
+        ImageError: with code `missing`, `unreadable`, `not_an_image`, `too_large`, `outside_root`,
+            `forbidden_url` or `timeout`.
     """
     scheme = urlsplit(uri).scheme.lower() if "://" in uri else "file"
     if scheme in ("http", "https"):
@@ -91,14 +84,8 @@ def check_schemes(schemes: Iterable[str], places: Places) -> None:
             raise ScaError(
                 f"the sources name {scheme}:// images; add --allow-http to read them from the web"
             )
-        package = STORES.get(scheme)
-        if package is not None:
-            try:
-                __import__(package)
-            except ImportError:
-                raise MissingPackageError(
-                    package, f"{scheme}://", f"pip install {package}"
-                ) from None
+        if scheme in STORES:
+            require_package(scheme)
         elif scheme not in ("", "file", "http", "https"):
             raise ScaError(
                 f"{scheme}:// is not a place images are read from; expected paths, "
@@ -142,17 +129,18 @@ def _inside(path: str, root: Path | None) -> str:
 
 
 def _from_store(uri: str, places: Places) -> bytes:
-    import fsspec
-
     try:
-        with fsspec.open(uri, "rb") as file:
-            content: bytes = file.read(places.max_bytes + 1)
+        content = read_object(uri, places.max_bytes, places.timeout_s)
     except FileNotFoundError:
         raise ImageError("missing", f"no object {redacted(uri)}") from None
-    # The stores' clients have no common base: throttling, denied access and broken connections
-    # reach us as OSError, TimeoutError or ValueError once fsspec has given up its own retries.
-    except (OSError, TimeoutError, ValueError) as error:
+    except TimeoutError as error:
+        raise ImageError("timeout", redacted(f"{uri}: {error}")) from None
+    except PermissionError as error:
         raise ImageError("unreadable", redacted(f"{uri}: {error}")) from None
+    except OSError as error:
+        raise ImageError(
+            "unreadable", redacted(f"{uri}: {error} (asked for up to {TRIES} times)")
+        ) from None
     if len(content) > places.max_bytes:
         raise _too_long(len(content), places.max_bytes)
     return content

@@ -27,12 +27,14 @@ def fetch(url: str, places: Places) -> bytes:
     """The body behind an http(s) URL, within the places' limits on size and time.
 
     Raises:
-        ImageError: with code `forbidden_url`, `missing`, `unreadable` or `too_large`.
+        ImageError: with code `forbidden_url`, `missing`, `unreadable`, `timeout` or `too_large`.
     """
-    deadline = time.monotonic() + places.http_timeout_s
+    deadline = time.monotonic() + places.timeout_s
     for _ in range(REDIRECTS + 1):
         try:
             found = _get(url, places, deadline)
+        except TimeoutError as error:
+            raise ImageError("timeout", redacted(f"{url}: {error}")) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ImageError("unreadable", redacted(f"{url}: {error}")) from None
         if isinstance(found, bytes):

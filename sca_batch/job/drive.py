@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.shards import dataset_shards, finished_shards, iter_file, read_shard_mark
+from sca_batch.data.shards import checked_shards, dataset_shards, failed_rows
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME, Run
 from sca_batch.job.shard import JobContext
 from sca_batch.job.worker import ImageDone, TakenUp, unit_name
 from sca_batch.runners import Done, Event, Lost, Runner, Stopped
+from sca_batch.stores import each
 
 __all__ = ["Outcome", "run_job"]
 
@@ -51,11 +55,11 @@ def run_job(
     outcome = Outcome()
     began = time.monotonic()
     finished = _finished(run)
-    outcome.resumed_images = sum(run.plan.rows_of(index) for index in finished)
+    outcome.resumed_images = sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished))
     on_resumed(outcome.resumed_images)
     # Keys of shards in progress: after a death a worker says some of them again.
     heard: dict[str, set[str]] = {}
-    completed = len(finished)
+    completed = int(finished.sum())
 
     def hear(event: Event) -> None:
         nonlocal completed
@@ -79,7 +83,7 @@ def run_job(
                 on_record(event.result)
 
     context = JobContext(run.out, run.digest, run.plan.rows_digest, commit_every_s)
-    missing = (unit_name(i) for i in range(run.plan.shards) if i not in finished)
+    missing = (unit_name(i) for i in range(run.plan.shards) if not finished[i])
     runner.run(missing, context, hear, should_stop)
     outcome.stopped = completed + len(outcome.lost) < run.plan.shards
     if not outcome.stopped and not outcome.lost:
@@ -90,20 +94,21 @@ def run_job(
     return outcome
 
 
-def _finished(run: Run) -> set[int]:
-    """Shards that need not be made again: this run's, whole, and of the plan as it is now."""
-    checked = finished_shards(run.out, run.digest)
-    for reason in checked.refused.values():
-        log.warning("%s. It is made again.", reason)
+def _finished(run: Run) -> npt.NDArray[np.bool_]:
+    """Of each shard, whether it need not be made again: this run's, whole, of the plan as it is."""
     plan = run.plan
-    return {
-        index
-        for index, mark in checked.finished.items()
-        if index < plan.shards
-        and (mark.first_row, mark.last_row + 1)
-        == (plan.first_row(index), plan.first_row(index) + plan.rows_of(index))
-        and mark.versions == plan.versions(index)
-    }
+    finished = np.zeros(plan.shards, dtype=np.bool_)
+    for _, mark in checked_shards(run.out, run.digest):
+        if isinstance(mark, str):
+            log.warning("%s. It is made again.", mark)
+        elif mark.index < plan.shards:
+            first = plan.first_row(mark.index)
+            finished[mark.index] = (mark.first_row, mark.last_row + 1, mark.versions) == (
+                first,
+                first + plan.rows_of(mark.index),
+                plan.versions(mark.index),
+            )
+    return finished
 
 
 def _tidy(run: Run) -> None:
@@ -116,12 +121,9 @@ def _tidy(run: Run) -> None:
 
 def count_failures(run: Run) -> Counter[str]:
     """How many images failed, by code; those whose source has vanished do not count."""
-    failures: Counter[str] = Counter()
-    for path in dataset_shards(run.out):
-        row_number = read_shard_mark(path, check_rows=False).first_row
-        for row in iter_file(path, ["status", "error_code"]):
-            gone = row_number < len(run.plan) and run.plan.gone[row_number]
-            if row["status"] == "failed" and not gone:
-                failures[str(row["error_code"])] += 1
-            row_number += 1
-    return failures
+    return Counter(
+        code
+        for failed in each(run.out, failed_rows, dataset_shards(run.out))
+        for row, code in failed
+        if not run.plan.is_gone(row)
+    )

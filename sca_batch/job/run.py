@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.cut import CutPlan, cut_frame, open_plan, write_cut_plan
+from sca_batch.data.cut import CutPlan, cut_frames, open_plan, write_cut_plan
 from sca_batch.data.plan import PLAN_FILE, Plan
 from sca_batch.data.shards import (
     CONTENT_VERSION,
@@ -26,9 +25,12 @@ from sca_batch.data.shards import (
 )
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
+from sca_batch.job.lease import Lease, leased
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = [
     "COCO_FILE",
+    "Lock",
     "PARTIAL_NAME",
     "SUMMARY_FILE",
     "Run",
@@ -49,7 +51,7 @@ PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)\.parquet")
 class Run:
     """A run that exists on disk: its folder, its plan and what its records depend on."""
 
-    out: Path
+    out: AnyPath
     plan: CutPlan
     fingerprint: Mapping[str, Any]
 
@@ -58,15 +60,32 @@ class Run:
         return fingerprint_digest(self.fingerprint)
 
 
+@dataclass
+class Lock:
+    """A run's hold on its folder. On a store it can be `lost`: then the run must stop."""
+
+    lease: Lease | None = None
+
+    @property
+    def lost(self) -> bool:
+        return self.lease is not None and self.lease.lost
+
+
 @contextmanager
-def locked(out: Path, wait_s: float = 3.0) -> Iterator[None]:
+def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
     """Keeps a second run out of the folder. The lock dies with its process, however that ends.
 
-    One that is restarted at once waits `wait_s` for what was killed to be gone.
+    One that is restarted at once waits `wait_s` for what was killed to be gone. On a store the
+    lock is an object that is renewed, see `sca_batch.job.lease`.
 
     Raises:
         ScaError: when another run holds it.
     """
+    if isinstance(out, StorePath):
+        with leased(out / LOCK_FILE) as lease:
+            fault("lock.taken")
+            yield Lock(lease)
+        return
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK_FILE).open("a") as file:
         deadline = time.monotonic() + wait_s
@@ -76,7 +95,8 @@ def locked(out: Path, wait_s: float = 3.0) -> Iterator[None]:
                     f"{out}: another run is writing here; wait for it, or choose another -o"
                 )
             time.sleep(0.05)
-        yield
+        fault("lock.taken")
+        yield Lock()
 
 
 def _taken(descriptor: int) -> bool:
@@ -88,7 +108,7 @@ def _taken(descriptor: int) -> bool:
 
 
 def open_run(
-    out: Path,
+    out: AnyPath,
     *,
     make_plan: Callable[[], Plan],
     content: Mapping[str, Any],
@@ -132,7 +152,7 @@ def open_run(
                 "started, choose another -o, or start over with --overwrite"
             )
     else:
-        plan = write_cut_plan(cut_frame(fresh, shard_size), out, plan_digest)
+        plan = write_cut_plan(cut_frames(fresh, shard_size), out, plan_digest)
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)
@@ -143,23 +163,26 @@ def reopened(run: Run) -> Run:
     return Run(run.out, open_plan(run.out), run.fingerprint)
 
 
-def remove_run(out: Path) -> None:
+def remove_run(out: AnyPath) -> None:
     """Removes a run's own files from `out`, and nothing else."""
     for path in [*dataset_shards(out), out / COCO_FILE, out / SUMMARY_FILE, out / RUN_FILE]:
         path.unlink(missing_ok=True)
     for path in out.glob(".shard-*.parquet"):
         if PARTIAL_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    shutil.rmtree(out / PLAN_FILE.parent, ignore_errors=True)
+    if isinstance(out, StorePath):
+        (out / PLAN_FILE).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(out / PLAN_FILE.parent, ignore_errors=True)
 
 
-def refuse_foreign_folder(out: Path) -> None:
+def refuse_foreign_folder(out: AnyPath) -> None:
     """Keeps a new run out of a folder that holds something else.
 
     Raises:
         ScaError: for a folder with files but without run.json.
     """
-    if out.exists() and not out.is_dir():
+    if not isinstance(out, StorePath) and out.exists() and not out.is_dir():
         raise ScaError(f"{out} is a file; name a folder with -o")
     names = [path.name for path in out.iterdir() if path.name != LOCK_FILE] if out.is_dir() else []
     ours = {RUN_FILE, str(PLAN_FILE.parent)}

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from sca_batch.data.cut import CutPlan
 from sca_batch.data.shards import (
+    DamagedShardError,
     ShardMark,
     read_shard,
     read_shard_mark,
     shard_path,
     write_shard,
 )
-from sca_batch.errors import OutputError, ScaError
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME
 from sca_batch.records import ImageRecord, ImageRef
+from sca_batch.stores import AnyPath
 
 __all__ = ["JobContext", "ShardInProgress"]
 
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 class JobContext:
     """What a worker needs to know of the run; `digest` is its fingerprint's."""
 
-    out: Path
+    out: AnyPath
     digest: str
     rows_digest: str
     commit_every_s: float = 60.0
@@ -50,6 +49,7 @@ class ShardInProgress:
         self.first_row, self.size = plan.first_row(index), plan.rows_of(index)
         self.commit_every_s = context.commit_every_s
         self.refs = plan.refs(index)
+        self.partials = self._find_partials()
         self.records: list[ImageRecord] = self._taken_up()
         self.kept = self._kept()
         self.committed = len(self.records)
@@ -80,21 +80,13 @@ class ShardInProgress:
         done = len(self.records)
         if done > self.committed or (self.complete and self._is_stale()):
             target = self.path if self.complete else self._partial(done)
-            try:
-                write_shard(self.records, target, self._mark(done))
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise OutputError(
-                    f"{self.path.parent}: no space left to write {target.name}; free about "
-                    f"{_expected_mib(self.records)} MiB per {self.size} images. What was "
-                    "committed is kept, and the same command goes on"
-                ) from None
+            write_shard(self.records, target, self._mark(done))
             self.committed = done
             fault("worker.committed")
-            for path in self._partials():
+            for path in self.partials:
                 if path != target:
                     path.unlink(missing_ok=True)
+            self.partials = [] if target == self.path else [target]
         self.committed_at = time.monotonic()
 
     def _keep(self) -> None:
@@ -110,26 +102,26 @@ class ShardInProgress:
     def _is_stale(self) -> bool:
         try:
             return read_shard_mark(self.path, check_rows=False) != self._mark(self.size)
-        except ScaError:
+        except DamagedShardError:
             return True
 
-    def _partial(self, rows: int) -> Path:
+    def _partial(self, rows: int) -> AnyPath:
         return self.path.with_name(f".{self.path.stem}.partial-{rows}.parquet")
 
-    def _partials(self) -> list[Path]:
+    def _find_partials(self) -> list[AnyPath]:
         return sorted(
             self.path.parent.glob(f".{self.path.stem}.partial-*.parquet"),
             key=lambda path: int(m[2]) if (m := PARTIAL_NAME.fullmatch(path.name)) else -1,
         )
 
     def _taken_up(self) -> list[ImageRecord]:
-        for path in reversed(self._partials()):
+        for path in reversed(self.partials):
             try:
                 mark = read_shard_mark(path)
                 if mark == self._mark(mark.last_row - mark.first_row + 1):
                     return read_shard(path)
                 log.warning("%s: made from other settings or files. It is made again.", path)
-            except ScaError as error:
+            except DamagedShardError as error:
                 log.warning("%s. It is made again.", error)
         return []
 
@@ -139,7 +131,7 @@ class ShardInProgress:
             return {}
         try:
             mark = read_shard_mark(self.path)
-        except ScaError:
+        except DamagedShardError:
             return {}
         whole = self._mark(self.size)
         if (mark.fingerprint, mark.first_row, mark.last_row) != (
@@ -152,10 +144,3 @@ class ShardInProgress:
             for i, record in enumerate(read_shard(self.path))
             if before.get(str(i), 0) == now.get(str(i), 0)
         }
-
-
-def _expected_mib(records: list[ImageRecord]) -> int:
-    from sca_batch.data.rows import record_to_row, row_to_jsonl
-
-    lengths = [len(row_to_jsonl(record_to_row(record))) for record in records[:8]]
-    return 1 + int(sum(lengths) / max(1, len(lengths)) * len(records) / 2**20)

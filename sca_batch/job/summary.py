@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from sca_batch.data.atomic import writing
 from sca_batch.job.drive import Outcome
 from sca_batch.job.run import SUMMARY_FILE, Run
+from sca_batch.stores import AnyPath
 
 __all__ = ["StageTimes", "summarize", "write_summary"]
 
@@ -63,7 +63,7 @@ def summarize(run: Run, outcome: Outcome, stages: StageTimes, *, workers: int) -
     return {
         "complete": not outcome.stopped and not outcome.lost,
         "images_planned": len(run.plan),
-        "images_gone": int(run.plan.gone.sum()),
+        "images_gone": len(run.plan.gone_rows),
         "images_done_before": outcome.resumed_images,
         "images": outcome.images,
         "regions": outcome.regions,
@@ -77,7 +77,7 @@ def summarize(run: Run, outcome: Outcome, stages: StageTimes, *, workers: int) -
     }
 
 
-def write_summary(out: Path, summary: Mapping[str, Any]) -> Path:
+def write_summary(out: AnyPath, summary: Mapping[str, Any]) -> AnyPath:
     """Writes OUT/summary.json."""
     path = out / SUMMARY_FILE
     with writing(path) as file:

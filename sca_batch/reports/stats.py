@@ -22,6 +22,7 @@ from sca_batch.data.shards import RUN_FILE, iter_rows, read_run
 from sca_batch.errors import ScaError
 from sca_batch.reports.gpt2 import Gpt2Tokenizer, count_words
 from sca_batch.reports.table4 import KINDS, PAPER_TABLE_4, Table4Row
+from sca_batch.stores import AnyPath, StorePath
 
 __all__ = ["GRID", "SCORE_STEPS", "Image", "Statistics", "collect", "quantile", "spread"]
 
@@ -182,7 +183,7 @@ Image = tuple[
 
 
 def collect(
-    source: Path,
+    source: AnyPath,
     *,
     tokenizer: Gpt2Tokenizer | None = None,
     box_format: BoxFormat | None = None,
@@ -201,11 +202,15 @@ def collect(
             f"{source}: a folder without {RUN_FILE} is not a dataset. For a folder of images or "
             f"annotations make a manifest first: sca manifest build {source}"
         )
-    name = source.absolute().name if form == "dataset" else source.stem
+    name = source.stem
+    if form == "dataset":
+        name = source.absolute().name if isinstance(source, Path) else source.name
     statistics = Statistics(name, form, tokenizer)
     if form == "dataset":
         read_run(source)
         rows = _dataset_images(source, statistics)
+    elif isinstance(source, StorePath):
+        raise ScaError(f"{source}: no dataset there; a manifest is read from a local file")
     else:
         rows = _manifest_images(source, statistics, box_format)
     analyse = lru_cache(SENTENCES_REMEMBERED)(partial(_analyse, tokenizer=tokenizer))
@@ -264,7 +269,7 @@ def _manifest_images(
         yield boxes, sentences, _size(extra)
 
 
-def _dataset_images(path: Path, statistics: Statistics) -> Iterator[Image]:
+def _dataset_images(path: AnyPath, statistics: Statistics) -> Iterator[Image]:
     statistics.scores = {name: Counter() for name in SCORES}
     for row in iter_rows(path, DATASET_COLUMNS):
         statistics.status[row["status"]] += 1

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
-import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
-from sca_batch.runners import Alive, Began, Done, Emit, GiveUp, Lost, Stopped, Task, Worker
+from sca_batch.runners import Alive, Began, Done, Emit, Lost, Stopped, Task, Worker
 from sca_batch.runners.serve import STOP, Crashed, LogLine, Ready, Refused, serve
+from sca_batch.runners.slots import Slot, Unit, describe
+from sca_batch.runners.spawn import signals_blocked, start_fork_server
 
 __all__ = ["STRIKES", "STRIKES_IF_KILLED", "LocalRunner", "start_fork_server"]
 
@@ -32,40 +29,10 @@ __all__ = ["STRIKES", "STRIKES_IF_KILLED", "LocalRunner", "start_fork_server"]
 # SIGKILL, which may also have come from a person or from the machine's out-of-memory killer.
 STRIKES, STRIKES_IF_KILLED = 2, 3
 LOOK_EVERY_S = 0.2  # at the clock and at `should_stop`
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 BUGS_IN_A_ROW = 5  # items given up for exceptions of our own, before that is what is reported
 GRACE_S = 300.0  # for a worker that was told to stop: it finishes the batch that it is at
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Unit:
-    """What the supervisor remembers of a unit that is not finished."""
-
-    name: str
-    careful: bool = False
-    deaths: int = 0  # with no item to blame
-    strikes: Counter[str] = field(default_factory=Counter)
-    given_up: dict[str, GiveUp] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class _Slot:
-    """The place of one worker process."""
-
-    device: str
-    process: multiprocessing.process.BaseProcess | None = None
-    connection: Connection | None = None
-    ready: bool = False
-    unit: _Unit | None = None
-    item: str | None = None
-    heard_at: float = 0.0
-    warned: bool = False
-    timed_out: bool = False
-    told_to_stop: bool = False
-    crash: str | None = None
-    failed_starts: int = 0
 
 
 class LocalRunner:
@@ -73,7 +40,8 @@ class LocalRunner:
 
     `make_worker` is called with its device in each process and must be picklable. A unit whose
     worker dies more than `retries` times with no item to blame is lost; the others go on. An item
-    that takes longer than `item_timeout_s` is given up; None waits for ever.
+    that takes longer than `item_timeout_s` is given up, and a unit that is not done after
+    `unit_timeout_s` counts as one whose worker died; None waits for ever.
     """
 
     def __init__(
@@ -83,17 +51,18 @@ class LocalRunner:
         *,
         retries: int = 3,
         item_timeout_s: float | None = None,
+        unit_timeout_s: float | None = None,
         start_method: str = "forkserver",
         preload: Sequence[str] = (),
     ) -> None:
         self._make_worker = make_worker
-        self._slots = [_Slot(device) for device in devices]
+        self._slots = [Slot(device) for device in devices]
         self._retries = retries
-        self._timeout_s = item_timeout_s
+        self._timeout_s, self._unit_timeout_s = item_timeout_s, unit_timeout_s
         # By default no fork of this process: its threads' locks would be copied as they are.
         self._processes: Any = multiprocessing.get_context(start_method)
         self._preload = preload
-        self._again: deque[_Unit] = deque()
+        self._again: deque[Unit] = deque()
         self._about: Any = None
         self._was_ready = False
         self._bugs_in_a_row = 0
@@ -151,7 +120,7 @@ class LocalRunner:
                         unit = self._again.popleft()
                     else:
                         assert following is not None
-                        unit, following = _Unit(following), next(fresh, None)
+                        unit, following = Unit(following), next(fresh, None)
                     self._assign(slot, unit, context)
             busy = [slot for slot in self._slots if slot.unit]
             if not busy and (stopping or not (self._again or following is not None)):
@@ -161,43 +130,37 @@ class LocalRunner:
             self._listen(emit)
             self._watch()
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: Slot) -> None:
         ours, theirs = self._processes.Pipe()
         slot.process = self._processes.Process(
             target=serve,
             args=(theirs, self._make_worker, slot.device, logging.getLogger().level),
             name=f"sca-worker-{slot.device}",
         )
-        with _signals_blocked():
+        with signals_blocked():
             if self._processes.get_start_method() == "forkserver":
                 start_fork_server(self._preload)
             slot.process.start()
         theirs.close()
         slot.connection, slot.crash = ours, None
-        slot.ready = slot.warned = slot.timed_out = slot.told_to_stop = False
+        slot.ready = slot.warned = slot.timed_out = slot.overdue = slot.told_to_stop = False
 
-    def _assign(self, slot: _Slot, unit: _Unit, context: Any) -> None:
+    def _assign(self, slot: Slot, unit: Unit, context: Any) -> None:
         slot.unit, slot.item = unit, None
-        slot.heard_at, slot.warned = time.monotonic(), False
-        self._send(slot, Task(unit.name, context, unit.careful, dict(unit.given_up)))
+        slot.assigned_at = slot.heard_at = time.monotonic()
+        slot.warned = False
+        slot.send(Task(unit.name, context, unit.careful, dict(unit.given_up)))
         fault("job.assigned")
 
-    def _tell_to_stop(self, busy: Sequence[_Slot]) -> None:
+    def _tell_to_stop(self, busy: Sequence[Slot]) -> None:
         for slot in busy:
             if not slot.told_to_stop:
                 slot.told_to_stop, slot.heard_at = True, time.monotonic()
-                self._send(slot, STOP)
-
-    def _send(self, slot: _Slot, message: Any) -> None:
-        try:
-            if slot.connection is not None:
-                slot.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it has died since; `_listen` finds out
+                slot.send(STOP)
 
     def _listen(self, emit: Emit) -> None:
         """Passes on what workers say, for a moment, and sees who has died."""
-        sources: dict[Any, _Slot] = {}
+        sources: dict[Any, Slot] = {}
         for slot in self._slots:
             if slot.process is not None:
                 sources[slot.process.sentinel] = slot
@@ -208,12 +171,12 @@ class LocalRunner:
             assert slot.process is not None
             # Asked before the pipe is emptied: what a dead worker still said comes first.
             dead = not slot.process.is_alive()
-            for message in _messages(slot):
+            for message in slot.messages():
                 self._hear(slot, message, emit)
             if dead or slot.connection is None:
                 self._bury(slot, emit)
 
-    def _hear(self, slot: _Slot, message: Any, emit: Emit) -> None:
+    def _hear(self, slot: Slot, message: Any, emit: Emit) -> None:
         if isinstance(message, LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
             return
@@ -244,22 +207,22 @@ class LocalRunner:
             slot.unit = slot.item = None
             emit(message)
 
-    def _bury(self, slot: _Slot, emit: Emit) -> None:
+    def _bury(self, slot: Slot, emit: Emit) -> None:
         """A worker is gone: who was it, what was it doing, and what follows for its unit?"""
         assert slot.process is not None
         slot.process.join()
         code = slot.process.exitcode
         unit, item, crash = slot.unit, slot.item, slot.crash
-        was_ready, timed_out = slot.ready, slot.timed_out
+        was_ready, timed_out, overdue = slot.ready, slot.timed_out, slot.overdue
+        how = slot.how_it_died(code, self._unit_timeout_s)
         slot.process = slot.connection = slot.unit = slot.item = None
         slot.ready = False
         if not was_ready:
             self._refuse_endless_starts(slot, code, crash)
         if unit is None:
             return
-        how = "took too long" if timed_out else f"died ({_describe(code, crash)})"
         log.warning("A worker %s in %s%s.", how, unit.name, f", at {item}" if item else "")
-        if not (unit.careful and item):
+        if overdue or not (unit.careful and item):
             unit.deaths += 1
             unit.careful = True
         else:
@@ -279,13 +242,13 @@ class LocalRunner:
         else:
             self._again.append(unit)
 
-    def _refuse_endless_starts(self, slot: _Slot, code: int | None, crash: str | None) -> None:
+    def _refuse_endless_starts(self, slot: Slot, code: int | None, crash: str | None) -> None:
         slot.failed_starts += 1
         if slot.failed_starts > self._retries or (crash and not self._was_ready):
             if crash:
                 raise RuntimeError(f"a worker failed {crash}")
             raise ScaError(
-                f"workers on {slot.device} die while they start ({_describe(code, None)}), "
+                f"workers on {slot.device} die while they start ({describe(code, None)}), "
                 f"{slot.failed_starts} times; is there memory for one model each? Try --workers 1"
             )
 
@@ -298,6 +261,10 @@ class LocalRunner:
             silent = now - slot.heard_at
             if slot.told_to_stop and silent > GRACE_S:
                 slot.process.kill()
+            late = self._unit_timeout_s is not None and not slot.overdue
+            if late and now - slot.assigned_at > (self._unit_timeout_s or 0.0):
+                slot.overdue = True
+                slot.process.kill()
             if self._timeout_s is None:
                 continue
             if silent > self._timeout_s / 2 and not slot.warned:
@@ -309,49 +276,3 @@ class LocalRunner:
             if silent > self._timeout_s and not slot.timed_out:
                 slot.timed_out = True
                 slot.process.kill()
-
-
-def start_fork_server(preload: Sequence[str]) -> None:
-    """Starts the process that workers are forked from, if it does not run yet."""
-    if preload:
-        forkserver.set_forkserver_preload(list(preload))
-    # Before Python 3.13 it imports from the environment's path, not from ours.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    try:
-        with _signals_blocked():
-            forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Signals are the supervisor's to answer: blocked, they stay so in what is started meanwhile.
-
-    A Ctrl-C, or a service manager's SIGTERM, reaches every process of a job.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _messages(slot: _Slot) -> Iterator[Any]:
-    try:
-        while slot.connection is not None and slot.connection.poll():
-            yield slot.connection.recv()
-    except (EOFError, ConnectionResetError):
-        slot.connection = None
-
-
-def _describe(code: int | None, crash: str | None) -> str:
-    if crash:
-        return crash.strip().splitlines()[-1]
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"

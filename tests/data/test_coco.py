@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from sca_batch.boxes import mask_to_rle
 from sca_batch.data.coco import Exported, export_coco
 from sca_batch.data.manifest import read_manifest
-from sca_batch.data.plan import make_plan, shard_refs
+from sca_batch.data.plan import make_plan, plan_refs
 from sca_batch.data.shards import ShardMark, iter_rows, shard_path, write_run, write_shard
 from sca_batch.errors import ScaError
 from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef, Region
@@ -146,7 +146,7 @@ def test_images_name_their_file_and_size(written):
 def test_an_export_is_a_manifest_with_the_same_regions(written):
     target, _ = written
     plan = make_plan([read_manifest(str(target))])
-    first, empty, boxed = shard_refs(plan, 0, 3)
+    first, empty, boxed = plan_refs(plan)
     assert (first.image_id, first.uri) == (10, "/x/10.jpg")
     assert [prompt.mask_rle for prompt in first.prompts] == [
         mask_to_rle(blob(1)),

@@ -13,8 +13,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from sca_batch.boxes import mask_to_rle, rle_area, rle_to_mask
+from sca_batch.data.coco_source import coco_rows
+from sca_batch.data.cut import cut_frames, open_plan, write_cut_plan
 from sca_batch.data.manifest import read_manifest
-from sca_batch.data.plan import make_plan, plan_head, read_plan, shard_count, shard_refs, write_plan
+from sca_batch.data.plan import make_plan, plan_head, plan_refs
 from sca_batch.errors import ScaError
 from sca_batch.records import Prompt
 
@@ -32,7 +34,7 @@ def jsonl(folder, *rows, name="manifest.jsonl"):
 
 def refs(path, **options):
     plan = make_plan([read_manifest(str(path), **options)])
-    return list(shard_refs(plan, 0, len(plan)))
+    return list(plan_refs(plan))
 
 
 def square(height=6, width=8):
@@ -426,8 +428,13 @@ def test_a_wrong_row_is_refused_with_its_line(tmp_path, row, expected):
         ),
         pytest.param("m.tsv", b"uri\tboxes_xyxy\na\t0 0 1 1\n", "is not JSON", id="bare numbers"),
         pytest.param("m.parquet", b"uri\n", "not a readable Parquet file", id="not Parquet"),
-        pytest.param("m.json", b'{"images": ', "invalid JSON on line 1 column 12", id="COCO JSON"),
-        pytest.param("m.json", b'[{"uri": "a"}]', "no list of images", id="not COCO"),
+        pytest.param(
+            "m.json",
+            b'{"images": ',
+            "line 1, character 11 of the file: the file ends too early",
+            id="COCO JSON",
+        ),
+        pytest.param("m.json", b'[{"uri": "a"}]', "expected a COCO file", id="not COCO"),
         pytest.param("m.json", b'{"images": []}', "no rows", id="no images"),
         pytest.param("m.xlsx", b"", ".xlsx is not a manifest's", id="suffix"),
     ],
@@ -488,6 +495,38 @@ def test_coco_annotations_become_given_regions(tmp_path):
     assert first.extra["references"] == [["a"], [], ["c"]]
     assert first.extra["license"] == 1
     assert second.prompts == ()
+
+
+def test_the_order_of_the_lists_in_a_coco_file_does_not_matter(tmp_path):
+    """Ids that look alike, 1 and "1", are different; annotations keep their order in the file."""
+    images = [
+        {"id": 1, "file_name": "a"},
+        {"id": "1", "file_name": "b"},
+        {"id": 2, "file_name": "c"},
+    ]
+    annotations = [
+        {"id": i, "image_id": image_id, "bbox": [i, 0, 1, 1]}
+        for i, image_id in enumerate(["1", 2, 1, "1", 1, 2, "1"])
+    ]
+    found = []
+    for keys in (("images", "annotations"), ("annotations", "images")):
+        lists = {"images": images, "annotations": annotations}
+        document = {"info": {"images": 3}, **{key: lists[key] for key in keys}, "licenses": []}
+        path = tmp_path / f"{keys[0]}.json"
+        path.write_text(json.dumps(document))
+        rows = [json.loads(row.prompts) for _, row in coco_rows(path)]
+        found.append([[region["id"] for region in regions] for regions in rows])
+    assert found == [[["2", "4"], ["0", "3", "6"], ["1", "5"]]] * 2
+
+
+def test_a_coco_file_may_lack_annotations_but_they_are_a_list(tmp_path):
+    path = tmp_path / "m.json"
+    for document in ({"images": IMAGES}, {"images": IMAGES, "annotations": None}):
+        path.write_text(json.dumps(document))
+        assert [ref.prompts for ref in refs(path)] == [None, None]
+    path.write_text(json.dumps({"images": IMAGES, "annotations": {"1": 2}}))
+    with pytest.raises(ScaError, match="annotations is not a list"):
+        refs(path)
 
 
 def test_coco_images_without_any_regions_are_left_to_proposals(tmp_path):
@@ -590,7 +629,8 @@ def test_a_bad_row_fails_the_schema_and_the_reader(tmp_path, row):
 def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
     (tmp_path / "m.txt").write_text("".join(f"{i}.jpg\n" for i in range(10)))
     plan = make_plan([read_manifest(str(tmp_path / "m.txt"))])
-    shards = [list(shard_refs(plan, i, 4)) for i in range(shard_count(plan, 4))]
+    cut = write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
+    shards = [cut.refs(i) for i in range(cut.shards)]
     assert [len(shard) for shard in shards] == [4, 4, 2]
     assert [ref.image_id for shard in shards for ref in shard] == list(range(1, 11))
 
@@ -598,10 +638,12 @@ def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
 def test_a_plan_comes_back_from_its_file_with_the_same_digest(tmp_path):
     path = jsonl(tmp_path, {"uri": "é.jpg", "boxes_xyxy": BOXES, "n": "ü"}, {"uri": "b"})
     plan = make_plan([read_manifest(str(path))])
-    write_plan(plan, tmp_path / "out")
-    again = read_plan(tmp_path / "out")
+    write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
+    again = open_plan(tmp_path / "out")
+    again.check()
     assert again.digest == plan.digest
-    assert again.frame.equals(plan.frame)
+    assert pl.concat(again.batches(plan.frame.columns)).equals(plan.frame)
+    assert again.refs(0) == list(plan_refs(plan))
 
 
 @pytest.mark.parametrize(
@@ -622,15 +664,16 @@ def test_the_digest_changes_with_the_rows(tmp_path, change):
 
 def test_a_damaged_or_missing_plan_is_refused(tmp_path):
     with pytest.raises(ScaError, match="no plan"):
-        read_plan(tmp_path)
-    path = write_plan(make_plan([read_manifest(str(jsonl(tmp_path, {"uri": "a"})))]), tmp_path)
+        open_plan(tmp_path)
+    plan = make_plan([read_manifest(str(jsonl(tmp_path, {"uri": "a"})))])
+    path = write_cut_plan(cut_frames(plan, 4), tmp_path, plan.digest).path
     changed = pl.read_parquet(path).with_columns(pl.lit("b").alias("uri"))
     changed.write_parquet(path, metadata=pl.read_parquet_metadata(path))
     with pytest.raises(ScaError, match="not those that were planned"):
-        read_plan(tmp_path)
+        open_plan(tmp_path).check()
     path.write_bytes(b"PAR1")
     with pytest.raises(ScaError, match="not a readable plan"):
-        read_plan(tmp_path)
+        open_plan(tmp_path)
 
 
 def test_the_head_of_a_plan_is_the_plan_of_the_first_rows(tmp_path):

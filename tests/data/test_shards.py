@@ -18,10 +18,10 @@ from sca_batch.data.digests import digest_rows
 from sca_batch.data.rows import FIELD_NOTES, SCHEMA, record_to_row, row_to_jsonl
 from sca_batch.data.shards import (
     ShardMark,
+    checked_shards,
     differing_keys,
     find_row,
     fingerprint_digest,
-    finished_shards,
     iter_records,
     iter_rows,
     read_run,
@@ -222,9 +222,7 @@ def test_an_image_that_is_unknown_or_not_unique_is_refused(tmp_path):
 def test_an_intact_shard_of_the_same_run_is_finished(tmp_path):
     for index in (0, 12):
         write_shard(RECORDS, shard_path(tmp_path, index), mark(index))
-    found = finished_shards(tmp_path, "f")
-    assert found.finished == {0: mark(0), 12: mark(12)}
-    assert found.refused == {}
+    assert [found for _, found in checked_shards(tmp_path, "f")] == [mark(0), mark(12)]
 
 
 def cut_short(path):
@@ -265,15 +263,14 @@ def forget_metadata(path):
 def test_a_shard_that_is_not_what_it_should_be_is_not_finished(tmp_path, damage, reason):
     write_shard(RECORDS, shard_path(tmp_path, 0), mark())
     damage(shard_path(tmp_path, 0))
-    found = finished_shards(tmp_path, "f")
-    assert found.finished == {}
-    (text,) = found.refused.values()
+    ((_, text),) = checked_shards(tmp_path, "f")
     assert reason in text
 
 
 def test_a_shard_of_another_run_is_not_finished(tmp_path):
     write_shard(RECORDS, shard_path(tmp_path, 0), mark(fingerprint="other"))
-    assert "other settings" in next(iter(finished_shards(tmp_path, "f").refused.values()))
+    ((_, text),) = checked_shards(tmp_path, "f")
+    assert "other settings" in text
 
 
 def test_the_digest_does_not_depend_on_how_parquet_stores_the_rows(tmp_path):
@@ -295,7 +292,7 @@ def test_hidden_and_foreign_files_are_no_shards(tmp_path):
     write_shard(RECORDS, tmp_path / ".shard-000001.partial-40.parquet", mark(1))
     write_shard(RECORDS, tmp_path / "shard-1.parquet", mark(1))
     assert list(iter_records(tmp_path)) == []
-    assert finished_shards(tmp_path, "f").finished == {}
+    assert list(checked_shards(tmp_path, "f")) == []
 
 
 def test_a_dataset_is_read_in_the_order_of_its_shards(tmp_path):

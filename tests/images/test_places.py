@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import zipfile
@@ -128,6 +129,33 @@ def test_members_are_read_in_place_whatever_their_names(tmp_path, suffix, monkey
         for name in ("link.png", "hard.png", "device.png"):
             assert code_of(f"{archive}!/{name}") == "missing"
     assert code_of(f"{archive}!/ok/1.png", root=tmp_path / "nowhere") == "outside_root"
+
+
+def test_what_stands_beside_an_image_in_a_tar_comes_along(tmp_path):
+    """WebDataset: members of one key, side by side, whatever their order."""
+    members = {
+        "a/1.txt": b"a grey cat\n", "a/1.jpg": png(), "a/1.json": b'{"w": 3, "sha256": "of old"}',
+        "a/1.cls": b"7", "2.png": png(), "2.json": b"not JSON", "2.seg.png": png(), "1.txt": b"x",
+        "3.cls": b"dog", "3.txt": b"\xff", "3.png": png(),
+        "4.txt": b"y" * (2 << 20), "4.png": png(),
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "shard.tar", "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    plan = plan_sources([str(tmp_path / "shard.tar")], is_image=lambda path: True)
+    found = {
+        row["key"].partition("!/")[2]: json.loads(row["extra"]) for row in plan.frame.to_dicts()
+    }
+    assert found == {
+        "a/1.jpg": {"txt": "a grey cat", "json": {"w": 3, "sha256": "of old"}, "cls": 7},
+        "2.png": {},
+        "2.seg.png": {},
+        "3.png": {"cls": "dog"},
+        "4.png": {},
+    }
+    assert plan.skipped_files == 4  # not JSON, not beside an image, not UTF-8, too long
 
 
 def test_a_zip_whose_directory_lies_about_a_size_is_refused(tmp_path):

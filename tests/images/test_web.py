@@ -124,7 +124,7 @@ def test_an_endless_body_ends_at_the_limit(server):
 
 def test_a_dripping_body_ends_at_the_deadline(server):
     began = time.monotonic()
-    assert refused(get, server, "slow", http_timeout_s=0.3) == "unreadable"
+    assert refused(get, server, "slow", timeout_s=0.3) == "timeout"
     assert time.monotonic() - began < 3
 
 

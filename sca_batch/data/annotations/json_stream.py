@@ -34,11 +34,17 @@ def stream_array(
 
 
 def stream_members(
-    path: Path, keys: Collection[str], *, expected: str, progress: Progress | None = None
+    path: Path,
+    keys: Collection[str],
+    *,
+    expected: str,
+    progress: Progress | None = None,
+    optional: Collection[str] = (),
 ) -> Iterator[tuple[str, int, Any]]:
     """Of a file that is one JSON object: the elements of the arrays under `keys`, in file order.
 
-    Yields key, index and element. Other members are read past, never held.
+    Yields key, index and element. Other members are read past, never held. Keys that are
+    `optional` too may be missing or null.
 
     Raises:
         ScaError: where the file stops being JSON, is no object, or a key is missing or no array.
@@ -58,13 +64,15 @@ def stream_members(
                     if key in keys:
                         yield key, i, element
                 seen.add(key)
-            else:
-                text.value()
+            elif text.value() is None and key in optional:
+                seen.add(key)
+            elif key in optional:
+                raise corrupt(path, "", f"{key} is not a list", expected)
             if text.peek() != "}":
                 text.take(",")
         text.take("}")
         text.end()
-    missing = [key for key in keys if key not in seen]
+    missing = [key for key in keys if key not in seen and key not in optional]
     if missing:
         raise corrupt(path, "", f"no list {missing[0]!r} in it", expected)
 

@@ -10,7 +10,7 @@ from sca_batch.data.annotations.build import build_manifest
 from sca_batch.data.annotations.sample import Request
 from sca_batch.data.columns import prompts_from_json
 from sca_batch.data.manifest import read_manifest
-from sca_batch.data.plan import make_plan, shard_refs
+from sca_batch.data.plan import make_plan, plan_refs
 from sca_batch.errors import ScaError
 
 
@@ -41,7 +41,7 @@ def test_a_row_holds_what_was_annotated(visual_genome, tmp_path):
 def test_the_ordinary_reader_makes_a_plan_of_it(refer, tmp_path):
     target = tmp_path / "refs.jsonl"
     build_manifest("refcocog", Request(tmp_path, "val"), target)
-    refs = list(shard_refs(make_plan([read_manifest(str(target))]), 0, 10))
+    refs = list(plan_refs(make_plan([read_manifest(str(target))])))
     assert [ref.image_id for ref in refs] == [200, 300]
     assert [prompt.box_xyxy for prompt in refs[1].prompts] == [
         (1.0, 2.0, 11.0, 7.0),

@@ -1,0 +1,150 @@
+"""Rows on disk while a plan is made, so that its size is not bounded by memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from sca_batch.errors import OutputError
+
+__all__ = ["Scratch", "Spool", "rebatched"]
+
+
+MOST_BYTES = 8 << 20  # of a batch of rows in memory; masks make rows long
+
+
+class Scratch:
+    """Bytes that are appended, and read where they are, in a temporary file without a name.
+
+    The file stands below `TMPDIR` and is gone with the process.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self.size = 0
+
+    def append(self, content: bytes | bytearray | memoryview) -> int:
+        """Writes behind the end, and gives back where.
+
+        Raises:
+            OutputError: when there is no room for temporary files.
+        """
+        place = self.size
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise OutputError(
+                f"{tempfile.gettempdir()}: no space left for temporary files, after "
+                f"{place >> 20:,} MiB of the plan's rows; free some, or set TMPDIR to a folder "
+                "with more"
+            ) from None
+        self.size += len(content)
+        return place
+
+    def read(self, place: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, place)
+
+
+class Spool:
+    """Rows that were added once and are read in batches any number of times, from a `Scratch`."""
+
+    def __init__(self, schema: Mapping[str, pl.DataType]) -> None:
+        self.schema = dict(schema)
+        self._scratch = Scratch()
+        self._places: list[tuple[int, int]] = []  # of each batch: offset and length in bytes
+        self._starts = [0]  # the first row of each batch, and the number of rows
+
+    @classmethod
+    def of(cls, frames: Iterable[pl.DataFrame], schema: Mapping[str, pl.DataType]) -> Spool:
+        """A spool of the rows of all frames."""
+        spool = cls(schema)
+        for frame in frames:
+            spool.add(frame)
+        return spool
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Appends rows; they become a batch, or several where they are long.
+
+        Raises:
+            OutputError: when there is no room for temporary files.
+        """
+        if frame.is_empty():
+            return
+        for piece in rebatched([frame.select(list(self.schema))], frame.height):
+            table = piece.to_arrow(compat_level=pl.CompatLevel.oldest())
+            sink = pa.BufferOutputStream()
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+                writer.write_table(table.combine_chunks())
+            content = memoryview(sink.getvalue())
+            self._places.append((self._scratch.append(content), len(content)))
+            self._starts.append(len(self) + piece.height)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        """The rows, all columns or some, in batches as they were added."""
+        for batch in range(len(self._places)):
+            yield self._batch(batch, columns)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> pl.DataFrame:
+        """The rows with these numbers, in rising order, a number being said once or more often."""
+        rows = np.unique(rows)
+        batch_of = np.searchsorted(self._starts, rows, side="right") - 1
+        found = [pl.DataFrame(schema=self.schema)]
+        for batch in np.unique(batch_of).tolist():
+            inside = rows[batch_of == batch] - self._starts[batch]
+            found.append(self._batch(batch)[inside])
+        return pl.concat(found)
+
+    def frame(self) -> pl.DataFrame:
+        """Every row, in memory."""
+        return pl.concat([pl.DataFrame(schema=self.schema), *self.batches()])
+
+    def _batch(self, batch: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        offset, length = self._places[batch]
+        content = pa.py_buffer(self._scratch.read(offset, length))
+        names = list(self.schema)
+        wanted = names if columns is None else list(columns)
+        options = pa.ipc.IpcReadOptions(included_fields=sorted(names.index(n) for n in wanted))
+        with pa.ipc.open_stream(content, options=options) as reader:
+            table = reader.read_all()
+        return cast(pl.DataFrame, pl.from_arrow(table)).select(wanted)
+
+
+def rebatched(
+    frames: Iterable[pl.DataFrame], rows: int, max_bytes: int = MOST_BYTES
+) -> Iterator[pl.DataFrame]:
+    """The same rows in frames of `rows`, or fewer where those would take more than `max_bytes`."""
+    waiting: list[pl.DataFrame] = []
+    height = size = 0
+    for frame in frames:
+        for piece in frame.iter_slices(min(rows, _rows_within(frame, max_bytes))):
+            if height + piece.height > rows or size + piece.estimated_size() > max_bytes:
+                if waiting:
+                    yield pl.concat(waiting)
+                waiting, height, size = [], 0, 0
+            waiting.append(piece)
+            height += piece.height
+            size += int(piece.estimated_size())
+    if waiting:
+        yield pl.concat(waiting)
+
+
+def _rows_within(frame: pl.DataFrame, max_bytes: int) -> int:
+    each = frame.estimated_size() / max(1, frame.height)
+    return max(1, int(max_bytes / max(1.0, each)))

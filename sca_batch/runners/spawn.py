@@ -1,0 +1,44 @@
+"""How worker processes are started: forked from a process without threads, deaf to signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+
+__all__ = ["signals_blocked", "start_fork_server"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def start_fork_server(preload: Sequence[str]) -> None:
+    """Starts the process that workers are forked from, if it does not run yet."""
+    if preload:
+        forkserver.set_forkserver_preload(list(preload))
+    # Before Python 3.13 it imports from the environment's path, not from ours.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        with signals_blocked():
+            forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Signals are the supervisor's to answer: blocked, they stay so in what is started meanwhile.
+
+    A Ctrl-C, or a service manager's SIGTERM, reaches every process of a job.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
