@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.checks.record import default_boxes
-from sca_batch.data.plan import shard_refs
+from sca_batch.data.plan import plan_refs
 from sca_batch.data.sources import has_image_suffix, plan_sources
 from sca_batch.errors import ImageError, ScaError
 from sca_batch.images import preprocess, read_image
@@ -78,7 +78,7 @@ def read_pictures(sources: Sequence[str], image_size: int) -> Pictures:
             f"{names[0]}: {len(plan)} images; int8 needs one to calibrate and one to compare, and "
             "does better with a hundred"
         )
-    refs = tuple(shard_refs(plan, 0, len(plan)))
+    refs = tuple(plan_refs(plan))
     # Spread over all of them: neighbours in a folder look alike.
     step = -(-len(refs) // MOST)
     return Pictures(refs[::step], image_size)

@@ -205,7 +205,7 @@ def train(
         raise ScaError(f"no recipe {recipe!r}; expected one of {names}")
 
 
-def _only_run(out: Path) -> AbstractContextManager[None]:
+def _only_run(out: Path) -> AbstractContextManager[Any]:
     """Keeps a second run out of the folder; of several processes the first one's lock is enough."""
     from sca_batch import job
 
