@@ -20,7 +20,8 @@ from sca_batch.cli.caption_options import (
     run_options,
     section,
 )
-from sca_batch.cli.caption_settings import Settings
+from sca_batch.cli.caption_settings import Settings, domain_of
+from sca_batch.cli.domain import DomainWatch
 from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
     check_codes,
@@ -166,11 +167,13 @@ def _caption_to_folder(
                 stop_on_signals(options["time_limit"]) as stop,
             ):
                 metrics = Metrics(options["metrics_file"], len(run.plan))
+                watch = DomainWatch(options["model"], informative["domain"])
 
                 def heard(image: ImageDone) -> None:
                     stop.record()
                     progress.record(image)
                     metrics.record(image)
+                    watch.record(image)
 
                 def resumed(images: int) -> None:
                     progress.resumed(images)
@@ -186,6 +189,8 @@ def _caption_to_folder(
                     should_stop=lambda: stop.requested() or lock.lost,
                 )
             summary = job.summarize(run, outcome, stages, workers=runner.workers)
+            if watch.domain is not None:
+                summary["images_outside_domain"] = watch.outside
             job.write_summary(out, summary)
             metrics.finish(summary["complete"])
             if lock.lost:
@@ -275,12 +280,16 @@ def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     if options["dry_run"]:
         _describe(plan, Path("-"), settings, options)
         return
-    pipeline = settings.pipeline(settings.load())
+    model = settings.load()
+    pipeline = settings.pipeline(model)
     log.info("Engine: %s", settings.engine_why)
+    watch = DomainWatch(options["model"], domain_of(model))
     with show_progress(len(plan)) as progress:
         for record in pipeline.run(plan_refs(plan)):
             click.echo(row_to_jsonl(record_to_row(record)))
-            progress.record(image_done(record))
+            done = image_done(record)
+            progress.record(done)
+            watch.record(done)
     if not options["max_failures"].allow(progress.failed, len(plan)):
         sys.exit(EXIT_LEFTOVERS)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "domain_of"]
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class Settings:
         batching = ("encoder_batch", "points_per_batch", "caption_batch", "mask_memory")
         return {
             "model": self.options["model"],
+            "domain": domain_of(model),
             "sources": list(sources),
             "device": str(model.device),
             "engine": self.engine_why,
@@ -128,3 +129,10 @@ class Settings:
             # As they were typed, so that a run can be taken up without repeating them.
             "options": {name: self.options[name] for name in CONTENT_OPTIONS},
         }
+
+
+def domain_of(model: Any) -> dict[str, Any] | None:
+    """What the model was made for, as JSON holds it; None where it does not say."""
+    from dataclasses import asdict
+
+    return None if model.config.domain is None else asdict(model.config.domain)

@@ -36,6 +36,7 @@ class ImageDone:
     regions: int
     error_code: str | None = None
     error: str | None = None
+    logprob: float | None = None  # the mean of its captions', in nats per token
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class ShardWorker:
 
 def image_done(record: ImageRecord, unit: str = "") -> ImageDone:
     """What is said of a record while the work goes on."""
+    logprobs = [found.caption.logprob for found in record.regions]
     return ImageDone(
         unit,
         record.ref.key,
@@ -141,6 +143,7 @@ def image_done(record: ImageRecord, unit: str = "") -> ImageDone:
         len(record.regions),
         record.error_code,
         record.error,
+        sum(logprobs) / len(logprobs) if logprobs else None,
     )
 
 

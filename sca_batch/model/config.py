@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import (
 
 from sca_batch.errors import ScaError
 
-__all__ = ["ARCHITECTURES", "ScaConfig", "read_config"]
+__all__ = ["ARCHITECTURES", "Domain", "ScaConfig", "read_config"]
 
 # The published classes whose forward pass is implemented here; the first one is that of every
 # recipe of the paper but the ablation of image encoders.
@@ -129,6 +129,21 @@ _LLAMA_KEYS = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What a model was made for, and how it shows that an image is something else.
+
+    `least_logprob` is a bound on the mean of an image's captions' log-probabilities (nats per
+    token) that all but `share_below` of the images of the domain keep; it was measured on images
+    that the model was not trained on. `elsewhere` is a model to use for other images.
+    """
+
+    name: str
+    least_logprob: float
+    share_below: float
+    elsewhere: str
+
+
 @dataclass(frozen=True)
 class ScaConfig:
     """Sizes of one model. Defaults are the published ones: SAM ViT-H, 12 layers, 8 queries.
@@ -146,6 +161,7 @@ class ScaConfig:
     tokenizer_name: str = ""
     timm_vision_name: str = ""  # a backbone of timm in the place of SAM's image encoder
     timm_levels: tuple[int, ...] = ()  # which of its feature levels; none: its last tokens
+    domain: Domain | None = None  # of a model that is narrow enough to say so
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -201,6 +217,7 @@ class ScaConfig:
         prompt = _chosen(self.sam.prompt_encoder_config.to_dict(), _PROMPT_KEYS)
         return {
             **self._class_dict(),
+            **({} if self.domain is None else {"domain": asdict(self.domain)}),
             "num_task_tokens": self.num_task_tokens,
             "use_decoder_only_language_model": True,
             "initializer_range": 0.02,
@@ -248,6 +265,7 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
                 if architectures == [PYRAMID_ARCHITECTURE]
                 else ()
             ),
+            domain=None if raw.get("domain") is None else Domain(**raw["domain"]),
             raw=raw,
         )
     except KeyError as error:

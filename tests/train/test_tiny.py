@@ -88,6 +88,7 @@ CAPTION = dataclasses.replace(
     precision="no",
     validate_every=2,
     validation_images=2,
+    domain_scenes=2,
     workers=0,
 )
 SMALL_TINY = dataclasses.replace(TINY, language=LANGUAGE, sam=SAM, caption=CAPTION)
@@ -376,6 +377,9 @@ def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkey
     scene = compose_scene(3, art, size_px=64)
     record = caption(scene.image, boxes=scene.boxes_xyxy.tolist(), model=model, num_beams=1)
     assert len(record.regions) == len(scene.masks)
+    domain = model.config.domain
+    assert domain is not None
+    assert domain.name == "composed scenes of pictograms"
     row = rows_of(out / "caption")[-1]
     assert {"loss", "named", "cider_d", "bleu_4"} <= set(row["validation"])
     assert (out / "caption/curves.png").stat().st_size > 1_000

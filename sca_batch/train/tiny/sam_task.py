@@ -180,12 +180,12 @@ def freeze_stages(sam: PromptableSam, num_stages: int) -> None:
                 parameter.requires_grad_(False)
 
 
-def validation_scenes(art: Art, num: int, size_px: int) -> list[Scene]:
+def validation_scenes(art: Art, num: int, size_px: int, *, first: int = 0) -> list[Scene]:
     """New compositions of drawings in the training styles, one style a scene."""
     styles = islice(cycle(style for style in TRAIN_STYLES if style in art.styles), num)
     return [
         compose_scene(
-            VALIDATION_FIRST_SEED + i, art, split="held-out", style=style, size_px=size_px
+            VALIDATION_FIRST_SEED + first + i, art, split="held-out", style=style, size_px=size_px
         )
         for i, style in enumerate(styles)
     ]

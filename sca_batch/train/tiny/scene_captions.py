@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import Scene, compose_scene
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Validation
+from sca_batch.train.tiny.domain import measure_domain
 from sca_batch.train.tiny.recipes import SceneCaptionRecipe
 from sca_batch.train.tiny.sam_batches import jittered
 from sca_batch.train.tiny.sam_task import validation_scenes
@@ -122,6 +123,15 @@ class SceneCaptionTask(CaptionTask):
         )
 
     def export(self, folder: Path) -> None:
+        # Beyond the scenes of the validations, which have picked nothing here but may one day.
+        scenes = validation_scenes(
+            self.art,
+            self.scene_recipe.domain_scenes,
+            self.model.config.image_size,
+            first=self.scene_recipe.validation_images,
+        )
+        domain = measure_domain(self.model.eval(), scenes)
+        self.model.config = replace(self.model.config, domain=domain)
         # Half precision is a matter of size: 2e-4 in a logit of a mask.
         save_checkpoint(self.model, folder, dtype=torch.float16)
         copy_tokenizer(self.tokenizer, folder)
