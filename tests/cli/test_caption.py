@@ -195,3 +195,50 @@ def test_doctor_names_devices_and_packages(sca):
     report = json.loads(sca("doctor", "--json", code=1 if examine()["problems"] else 0).stdout)
     assert report["packages"]["torch"]
     assert any(device.startswith("cpu") for device in report["devices"])
+
+
+@pytest.fixture
+def narrow_model(tmp_path, shapes_folder):
+    """The shapes model, saying that the images of its domain have captions as sure as this."""
+    import shutil
+
+    def make(least_logprob: float) -> Path:
+        folder = tmp_path / f"narrow{least_logprob:g}"
+        shutil.copytree(shapes_folder, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["domain"] = {
+            "name": "coloured shapes",
+            "least_logprob": least_logprob,
+            "share_below": 0.02,
+            "elsewhere": "somebody/photographs",
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("output", [["-o", "out"], ["--format", "jsonl", "-o", "-"]])
+def test_a_narrow_model_says_once_that_images_are_not_of_its_domain(
+    sca, shapes_images, narrow_model, tmp_path, output
+):
+    done = sca("caption", "images", "--model", narrow_model(0.0), *output)
+    assert done.stderr.count("is outside of what") == 1
+    assert "coloured shapes" in done.stderr
+    assert "--model somebody/photographs" in done.stderr
+    if output[-1] == "out":
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        assert summary["images_outside_domain"] == 3
+
+
+def test_a_narrow_model_is_silent_about_images_of_its_domain(
+    sca, shapes_images, narrow_model, tmp_path
+):
+    done = sca("caption", "images", "--model", narrow_model(-100.0), "-o", "out")
+    assert "outside" not in done.stderr
+    assert json.loads((tmp_path / "out/summary.json").read_text())["images_outside_domain"] == 0
+
+
+def test_a_model_that_names_no_domain_has_none(sca, shapes_images, tmp_path):
+    sca("caption", "images", "-o", "out")
+    assert "images_outside_domain" not in json.loads((tmp_path / "out/summary.json").read_text())

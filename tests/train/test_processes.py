@@ -51,7 +51,7 @@ def test_two_devices_take_the_steps_of_one(unbroken, data, tmp_path):
     assert_same_model(out, unbroken)
 
 
-@pytest.mark.parametrize("resumed_by", [1, 2])
+@pytest.mark.parametrize("resumed_by", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_to_one_process_stops_both_and_any_number_goes_on(
     unbroken, data, tmp_path, resumed_by
 ):

@@ -27,7 +27,12 @@ def start(recipe, out, data, *options, group=False):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
+    ],
 )
 def test_a_signal_stops_after_the_step_with_a_checkpoint(data, tmp_path, number, code):
     # With a worker: it has to outlive the signal, which a scheduler sends to the whole group.
@@ -83,6 +88,7 @@ def test_a_validation_that_was_stopped_is_made_up(unbroken, data, tmp_path):
     assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(data, tmp_path):
     slow = dataclasses.replace(LONG, images_per_step=150, lr_images=150, report_every=1)
     process = start(slow, tmp_path, data, "--workers", "0")
