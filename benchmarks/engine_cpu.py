@@ -35,15 +35,21 @@ def main() -> None:
     parser.add_argument("--sam", choices=list(SAMS), default="vit-b")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--files", type=Path, help="keep the ONNX files here, and take what is there"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = sca_of_size(options.sam)
     pictures = read_pictures([], model.config.image_size)
     inputs = (next(iter(pictures.comparing()))[0],)
-    with tempfile.TemporaryDirectory() as folder:
-        file, int8 = Path(folder, "encoder.onnx"), Path(folder, "encoder-int8.onnx")
-        export(model, "encoder", file)
-        quantize(file, int8, (pixels for pixels, _ in pictures.calibrating()))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.files or Path(temporary)
+        file, int8 = folder / "encoder.onnx", folder / "encoder-int8.onnx"
+        if not file.is_file():
+            export(model, "encoder", file)
+        if not int8.is_file():
+            quantize(file, int8, (pixels for pixels, _ in pictures.calibrating()))
         threads = options.threads
         sides: dict[str, Callable[..., tuple[Tensor, ...]]] = {
             "torch fp32": lambda pixels: (model.encode_image(pixels),),

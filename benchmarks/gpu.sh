@@ -15,14 +15,11 @@ sca doctor
 echo "## Tests"
 python -m pytest -m gpu tests/gpu
 
-# TensorRT-RTX does not serve data-centre GPUs after A100.
-case $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1) in
-    9.0 | 10.*) backend=tensorrt ;;
-    *) backend=tensorrt-rtx ;;
-esac
-echo "## Plans: $backend, fp16"
-sca engine build --model "$model" --recipe vit-h-fp16 --backend "$backend" \
-    --engine-dir "$plans" --device cuda
+echo "## Plans, in the flavour of TensorRT that serves this GPU: fp16, bf16"
+for precision in fp16 bf16; do
+    sca engine build --model "$model" --recipe vit-h-fp16 --precision "$precision" \
+        --engine-dir "$plans" --device cuda
+done
 sca engine check --model "$model" --engine-dir "$plans" --device cuda
 sca engine bench --model "$model" --engine-dir "$plans" --device cuda --batch 1 --batch 4 --batch 64
 
@@ -32,3 +29,7 @@ sca caption manifests/sample.jsonl --model "$model" --device cuda --engine torch
 sca caption manifests/sample.jsonl --model "$model" --device cuda --engine torch -o "$out/half"
 sca caption manifests/sample.jsonl --model "$model" --device cuda --engine tensorrt \
     --engine-dir "$plans" -o "$out/tensorrt"
+# Once more: what TensorRT-RTX compiled lies beside the plans now.
+sca caption manifests/sample.jsonl --model "$model" --device cuda --engine tensorrt \
+    --engine-dir "$plans" -o "$out/tensorrt-again"
+ls -l "$plans"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sca_batch.engines import use_engines
+from sca_batch.engines import load_plan, use_engines
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
-from sca_batch.engines.plans import read_plans
+from sca_batch.engines.plans import BACKENDS, read_plans, tensorrt_flavour, this_machine
 from sca_batch.engines.recipes import Recipe
 
 pytestmark = pytest.mark.gpu
@@ -22,15 +22,10 @@ def on_gpu(shapes_folder):
 
 @pytest.fixture(scope="module")
 def backend():
-    """The flavour that is installed and serves this GPU; TensorRT-RTX first."""
-    from sca_batch.engines.tensorrt import RTX_CAPABILITIES
-
-    major, minor = torch.cuda.get_device_capability()
-    if f"sm{major}{minor}" in RTX_CAPABILITIES:
-        pytest.importorskip("tensorrt_rtx")
-        return "tensorrt-rtx"
-    pytest.importorskip("tensorrt")
-    return "tensorrt"
+    """The flavour for this GPU, if it is installed."""
+    flavour = tensorrt_flavour(this_machine(torch.device("cuda")))
+    pytest.importorskip(BACKENDS[flavour])
+    return flavour
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +56,6 @@ def test_float32_on_a_gpu_is_float32_on_a_cpu(on_gpu, shapes_model):
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_plan_runs_in_pieces_and_on_another_stream(on_gpu, plans, graph):
-    from sca_batch.engines import load_plan
-
     [(path, facts)] = [item for item in read_plans(plans) if item[1].graph == graph]
     engine = load_plan(path, facts)
     inputs = example_inputs(on_gpu, graph, images=5, regions=11)
@@ -70,8 +63,8 @@ def test_a_plan_runs_in_pieces_and_on_another_stream(on_gpu, plans, graph):
     for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():
-            # Twice: CUDA graphs are captured the first time and replayed the second.
-            found = [engine(*inputs) for _ in range(2)]
+            # CUDA graphs are captured the second time at the latest, and replayed the third.
+            found = [engine(*inputs) for _ in range(4)]
             expected = module(*inputs)
         stream.synchronize()
         expected = expected if isinstance(expected, tuple) else (expected,)
@@ -89,3 +82,59 @@ def test_caption_takes_the_plans(on_gpu, plans):
         assert chosen.engine == "tensorrt"
     finally:
         on_gpu.engines = {}
+
+
+@pytest.mark.tensorrt
+def test_two_streams_that_do_not_wait_for_each_other_share_one_plan(on_gpu, plans):
+    [(path, facts)] = [item for item in read_plans(plans) if item[1].graph == "mixer"]
+    engine, module = load_plan(path, facts), build_graph(on_gpu, "mixer")
+    batches = [
+        tuple(value.roll(i, 0) for value in example_inputs(on_gpu, "mixer", images=2, regions=4))
+        for i in range(8)
+    ]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    found = []
+    with torch.inference_mode():
+        for i, inputs in enumerate(batches):
+            with torch.cuda.stream(streams[i % 2]):
+                found.append(engine(*inputs))
+        torch.cuda.synchronize()
+        for inputs, outputs in zip(batches, found, strict=True):
+            for ours, theirs in zip(outputs, module(*inputs), strict=True):
+                assert (ours - theirs).norm() / theirs.norm() < 5e-3
+
+
+@pytest.mark.tensorrt
+def test_a_full_gpu_is_an_error_about_memory_and_the_plan_works_again_afterwards(on_gpu, plans):
+    [(path, facts)] = [item for item in read_plans(plans) if item[1].graph == "upscale"]
+    engine, module = load_plan(path, facts), build_graph(on_gpu, "upscale")
+    inputs = example_inputs(on_gpu, "upscale", regions=500)
+    engine(*inputs)
+    torch.cuda.empty_cache()
+    full = []
+    for size in (1 << 30, 1 << 24, 1 << 20):  # until not a MiB is left
+        try:
+            while True:
+                full.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            continue
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(*inputs)
+    full.clear()
+    torch.cuda.empty_cache()
+    [ours], theirs = engine(*inputs), module(*inputs)
+    assert (ours - theirs).norm() / theirs.norm() < 5e-3
+
+
+@pytest.mark.tensorrt
+def test_what_tensorrt_rtx_compiled_is_taken_by_the_next_process(on_gpu, plans, backend, caplog):
+    if backend != "tensorrt-rtx":
+        pytest.skip("standard TensorRT compiles when it builds")
+    [(path, facts)] = [item for item in read_plans(plans) if item[1].graph == "decoder"]
+    inputs = example_inputs(on_gpu, "decoder", regions=4)
+    load_plan(path, facts)(*inputs)
+    [cache] = plans.glob(f"{path.name}.*.cache")
+    assert cache.stat().st_size > 0
+    load_plan(path, facts)(*inputs)
+    assert "is made anew" not in caplog.text
