@@ -16,9 +16,9 @@ from sca_batch.cli.caption_options import (
     batch_options,
     caption_options,
     model_options,
+    nightly_options,
     region_options,
     run_options,
-    section,
 )
 from sca_batch.cli.caption_settings import Settings, domain_of
 from sca_batch.cli.domain import DomainWatch
@@ -28,7 +28,6 @@ from sca_batch.cli.nightly import (
     follow_sources,
     list_again,
     make_runner,
-    nightly_options,
     places_of,
     stop_on_signals,
 )
@@ -52,7 +51,7 @@ log = logging.getLogger(__name__)
 @caption_options
 @region_options
 @batch_options
-@section(*nightly_options)
+@nightly_options
 @click.pass_context
 def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> None:
     """Find the regions of every image in SOURCE and describe each one.

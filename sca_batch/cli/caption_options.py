@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sca_batch.cli.nightly import FAILURES
+from sca_batch.cli.values import DURATION, FAILURES, box_format_option, device_option
 
 __all__ = [
     "CAPTION_OPTIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "batch_options",
     "caption_options",
     "model_options",
+    "nightly_options",
     "region_options",
     "run_options",
     "section",
@@ -78,11 +79,7 @@ run_options = section(
     click.option("--limit", type=click.IntRange(1), help="Only the first N images."),
     click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
     click.option("--overwrite", is_flag=True, help="Start over: remove the run in the folder."),
-    click.option(
-        "--box-format",
-        type=click.Choice(["xyxy", "xywh"]),
-        help="What a manifest's bare bbox or boxes column means.",
-    ),
+    box_format_option(),
     click.option(
         "--max-failures",
         type=FAILURES,
@@ -99,7 +96,7 @@ model_options = section(
         help="A name from `sca model list`, a checkpoint folder, a hub id (with @revision), or "
         "sam=...,lm=...,mixer=...",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    device_option(),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -232,3 +229,62 @@ batch_options = section(
     click.option("--commit-every", type=click.FloatRange(0), default=60.0, show_default=True,
                  help="Seconds between commits of an unfinished shard."),
 )  # fmt: skip
+nightly_options = section(
+    click.option(
+        "--update",
+        is_flag=True,
+        help="List the sources again: caption what is new or has changed, mark what has vanished.",
+    ),
+    click.option(
+        "--verify-content",
+        is_flag=True,
+        help="With --update: compare every file's digest, not only its size and time.",
+    ),
+    click.option(
+        "--retry-failed",
+        is_flag=False,
+        flag_value="all",
+        metavar="[CODES]",
+        help="Try failed images again; all, or those with one of CODES, such as timeout,oom.",
+    ),
+    click.option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False),
+        help="Read no file outside this folder, wherever a manifest's paths and links lead.",
+    ),
+    click.option(
+        "--allow-http",
+        is_flag=True,
+        help="Read http(s) images; never from private addresses.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Worker processes, each with a model of its own.  [default: one per GPU, else 1]",
+    ),
+    click.option(
+        "--image-timeout",
+        type=DURATION,
+        default="15m",
+        show_default=True,
+        help="An image that takes longer fails as timeout; 0 waits for ever.",
+    ),
+    click.option(
+        "--shard-timeout",
+        type=DURATION,
+        default="24h",
+        show_default=True,
+        help="A worker that is not done with a shard by then is ended and its shard taken up again "
+        "from the last commit, three times at most; 0 waits for ever.",
+    ),
+    click.option(
+        "--metrics-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write counts here in Prometheus' text format, now and then and at the end.",
+    ),
+    click.option(
+        "--time-limit",
+        type=DURATION,
+        help="Stop before this much time has passed since the start, such as 7h45m.",
+    ),
+)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sca_batch.cli.values import box_format_option
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
@@ -109,11 +110,7 @@ def manifest() -> None:
 )
 @click.option("--relative", is_flag=True, help="Write paths from the manifest's folder.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images.")
-@click.option(
-    "--box-format",
-    type=click.Choice(["xyxy", "xywh"]),
-    help="What a bare bbox or boxes column of a manifest means.",
-)
+@box_format_option()
 @click.option("--overwrite", is_flag=True, help="Replace the manifest if it is there.")
 @click.option("--dry-run", is_flag=True, help="Read and count everything; write nothing.")
 def build(
@@ -166,11 +163,7 @@ def build(
     help="exists looks whether each image is there; sizes opens it, compares width and height, "
     "and sees which boxes leave it; none looks at no image.",
 )
-@click.option(
-    "--box-format",
-    type=click.Choice(["xyxy", "xywh"]),
-    help="What a bare bbox or boxes column means.",
-)
+@box_format_option()
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def check(manifest_file: str, check_files: str, box_format: Any, as_json: bool) -> None:
     """Read MANIFEST as `sca caption` would, and say what is in it and what is wrong.

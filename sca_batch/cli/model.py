@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sca_batch.cli.values import device_option
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from sca_batch.model.sca import ScaModel
 
 __all__ = ["model"]
-
-_DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-)
-
 
 _DTYPE = click.option(
     "--dtype",
@@ -133,7 +129,7 @@ def info(name: str) -> None:
     help="What is teacher-forced, once for each region; the greedy captions if left out.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a recording that is in the folder.")
-@_DEVICE
+@device_option()
 @_DTYPE
 def record_stages(
     checkpoint: str,
@@ -206,7 +202,7 @@ def record_stages(
     help="Another absolute tolerance for a stage or a pattern such as 'lm_*', for ids the number "
     "of captions that may differ; may be repeated.",
 )
-@_DEVICE
+@device_option()
 @_DTYPE
 def check_stages(
     checkpoint: str,

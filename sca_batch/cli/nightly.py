@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +23,12 @@ if TYPE_CHECKING:
     from sca_batch.runners.local import LocalRunner
 
 __all__ = [
-    "DURATION",
-    "FAILURES",
-    "Failures",
     "PRELOAD",
     "Stop",
     "check_codes",
     "follow_sources",
     "list_again",
     "make_runner",
-    "nightly_options",
     "places_of",
     "stop_on_signals",
 ]
@@ -47,113 +42,6 @@ PRELOAD = (
     "sca_batch.cli.caption_settings", "sca_batch.job", "sca_batch.captioners.sca",
     "sca_batch.model.zoo", "sca_batch.model.checkpoint", "sca_batch.runners.serve",
 )  # fmt: skip
-
-
-class _Duration(click.ParamType[float]):
-    """7h45m, 90m, 30s, or seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value.strip())
-        if not found or not any(found.groups()):
-            self.fail(f"{value!r}; expected such as 7h45m, 90m or 30s", param, ctx)
-        hours, minutes, seconds = (float(group or 0) for group in found.groups())
-        return hours * 3600 + minutes * 60 + seconds
-
-
-@dataclass(frozen=True)
-class Failures:
-    """How many images may fail: a number, or a share of all."""
-
-    count: int = 0
-    share: float | None = None
-
-    def allow(self, failed: int, images: int) -> bool:
-        limit = self.count if self.share is None else self.share * images
-        return failed <= limit
-
-    def __str__(self) -> str:
-        return str(self.count) if self.share is None else f"{self.share:.6g}"
-
-
-class _Failures(click.ParamType[Failures]):
-    name = "N|P%"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Failures:
-        if isinstance(value, Failures):
-            return value
-        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", str(value).strip())
-        if not found or (found[2] and float(found[2]) > 100):
-            self.fail(
-                f"{value!r}; expected a number such as 5, or a share such as 0.1%", param, ctx
-            )
-        return Failures(int(found[1])) if found[1] else Failures(share=float(found[2]) / 100)
-
-
-DURATION, FAILURES = _Duration(), _Failures()
-
-nightly_options = (
-    click.option(
-        "--update",
-        is_flag=True,
-        help="List the sources again: caption what is new or has changed, mark what has vanished.",
-    ),
-    click.option(
-        "--verify-content",
-        is_flag=True,
-        help="With --update: compare every file's digest, not only its size and time.",
-    ),
-    click.option(
-        "--retry-failed",
-        is_flag=False,
-        flag_value="all",
-        metavar="[CODES]",
-        help="Try failed images again; all, or those with one of CODES, such as timeout,oom.",
-    ),
-    click.option(
-        "--root",
-        type=click.Path(exists=True, file_okay=False),
-        help="Read no file outside this folder, wherever a manifest's paths and links lead.",
-    ),
-    click.option(
-        "--allow-http",
-        is_flag=True,
-        help="Read http(s) images; never from private addresses.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(1),
-        help="Worker processes, each with a model of its own.  [default: one per GPU, else 1]",
-    ),
-    click.option(
-        "--image-timeout",
-        type=DURATION,
-        default="15m",
-        show_default=True,
-        help="An image that takes longer fails as timeout; 0 waits for ever.",
-    ),
-    click.option(
-        "--shard-timeout",
-        type=DURATION,
-        default="24h",
-        show_default=True,
-        help="A worker that is not done with a shard by then is ended and its shard taken up again "
-        "from the last commit, three times at most; 0 waits for ever.",
-    ),
-    click.option(
-        "--metrics-file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write counts here in Prometheus' text format, now and then and at the end.",
-    ),
-    click.option(
-        "--time-limit",
-        type=DURATION,
-        help="Stop before this much time has passed since the start, such as 7h45m.",
-    ),
-)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sca_batch.cli.datasets import DATASET_OR_FILE
+from sca_batch.cli.values import box_format_option
 
 if TYPE_CHECKING:
     from sca_batch.reports.gpt2 import Gpt2Tokenizer
@@ -45,11 +46,7 @@ NO_VOCABULARY = "no vocabulary"
     show_default=True,
     help="How many of the most frequent words to name.",
 )
-@click.option(
-    "--box-format",
-    type=click.Choice(["xyxy", "xywh"]),
-    help="What a manifest's bare bbox or boxes column means.",
-)
+@box_format_option()
 def stats(
     source: AnyPath,
     as_json: bool,
