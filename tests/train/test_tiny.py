@@ -53,6 +53,7 @@ SAM = dataclasses.replace(
     images_per_device=2,
     naming_images_per_device=3,
     dense_images_per_device=1,
+    named_images_per_device=1,
     warmup_steps=2,
     precision="no",
     validate_every=3,
@@ -232,8 +233,9 @@ def test_the_first_batches_have_names_and_no_prompts(art):
     batches = SamBatches(SAM, art)
     assert len(batches[0].pixels_B3SS) == 3
     assert len(batches[0].boxes_R4) == 0
-    assert len(batches[2].pixels_B3SS) == 2
+    assert len(batches[2].pixels_B3SS) == 3
     assert batches[2].object_BP.shape == (2, 5)
+    assert int(batches[2].image_N.max()) == 2
 
 
 def test_prompts_mean_what_lies_under_them(art):

@@ -87,14 +87,15 @@ class SamRecipe:
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
 
-    steps: int = 4_000
+    steps: int = 3_600
     images_per_step: int = 8  # many small steps: data is endless, time is not
     images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
     # costs an eighth.
     naming_steps: int = 1_078
     naming_images_per_device: int = 16
-    dense_images_per_device: int = 3  # of the later batches: more names an image
+    dense_images_per_device: int = 2  # of the later batches: more names an image
+    named_images_per_device: int = 6  # beside them, natural scenes that give names alone
     boxes_per_image: int = 2
     points_per_image: int = 2
     background_points_per_image: int = 1
@@ -122,7 +123,7 @@ class SamRecipe:
     # point on an object means what is seen of that object, and all three may learn it.
     other_masks_weight: float = 0.2
     # Names, by classifiers that are thrown away: 0 is SAM's own training.
-    label_weight: float = 0.3
+    label_weight: float = 0.8
     label_smoothing: float = 0.1  # SCA's
 
     precision: str = "bf16"

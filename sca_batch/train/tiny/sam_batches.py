@@ -33,9 +33,9 @@ class SamBatch:
     """One step's tensors; coordinates are pixels of the model's square frame.
 
     `cover_NYX` is the share of each low-res cell that an object covers, in 255ths (uint8), image
-    by image; `label_N` is the object's index among the art's concepts. Boxes and points are image
-    by image too, as many for each; `object_BP` says which object each means, an image's boxes
-    first, -1 for the background.
+    by image; `label_N` is the object's index among the art's concepts. The first images have
+    prompts, as many each, image by image; `object_BP` says which object each means, an image's
+    boxes first, -1 for the background.
     """
 
     pixels_B3SS: Tensor
@@ -84,20 +84,26 @@ class SamBatches(Dataset[SamBatch]):
     def __getitem__(self, number: int) -> SamBatch:
         recipe = self.recipe
         naming = number < self.num_naming
-        num = recipe.naming_images_per_device if naming else recipe.images_per_device
+        prompted = 0 if naming else recipe.images_per_device
+        num = (
+            recipe.naming_images_per_device if naming else prompted + recipe.named_images_per_device
+        )
+        num_dense = num if naming else recipe.dense_images_per_device
         # Batches of both kinds count scenes in one row, and no scene is seen twice.
-        most = max(recipe.naming_images_per_device, recipe.images_per_device)
+        most = recipe.images_per_device + max(
+            recipe.naming_images_per_device, recipe.named_images_per_device
+        )
         scenes = [
             compose_scene(
                 number * most + i,
                 self.art,
                 size_px=recipe.sizes.image_size,
-                layout="dense" if naming or i < recipe.dense_images_per_device else "natural",
+                layout="dense" if i < num_dense else "natural",
             )
             for i in range(num)
         ]
         rng = np.random.default_rng([recipe.seed, number])
-        return sam_batch(scenes, recipe, self.art, rng, with_prompts=not naming)
+        return sam_batch(scenes, recipe, self.art, rng, prompted=prompted)
 
 
 def sam_batch(
@@ -106,9 +112,9 @@ def sam_batch(
     art: Art,
     rng: np.random.Generator,
     *,
-    with_prompts: bool = True,
+    prompted: int | None = None,
 ) -> SamBatch:
-    """Draws prompts for some scenes and stacks everything; without prompts, no mask is decoded."""
+    """Draws prompts for the first `prompted` scenes, or for all, and stacks everything."""
     size = recipe.sizes.image_size
     labels = {concept.label: i for i, concept in enumerate(art.concepts)}
     cells = size // recipe.sizes.cell * 4
@@ -124,7 +130,7 @@ def sam_batch(
         covers.append(coverage(scene.masks, cells))
         image_of_object += [b] * len(scene.masks)
         label_of_object += [labels[name] for name in scene.concepts]
-        if not with_prompts:
+        if prompted is not None and b >= prompted:
             continue
         for k in _cycle(rng.permutation(len(scene.masks)), recipe.boxes_per_image):
             boxes.append(
@@ -152,7 +158,7 @@ def sam_batch(
         label_N=torch.tensor(label_of_object),
         boxes_R4=torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4)),
         points_P2=torch.from_numpy(np.array(points, np.float32).reshape(-1, 2)),
-        object_BP=torch.tensor(meant),
+        object_BP=torch.tensor(meant, dtype=torch.long),
         seeds=tuple(scene.seed for scene in scenes),
     )
 

@@ -85,7 +85,7 @@ def _decoded(
     batch: SamBatch,
     recipe: SamRecipe,
 ) -> _Decoded:
-    num_images = len(embedding_BDHW)
+    num_images = len(batch.object_BP)  # the others give names alone
     object_K = batch.object_BP.flatten()
     on_object_K = object_K != BACKGROUND
     with sam.autocast():
@@ -95,7 +95,7 @@ def _decoded(
         # every image has as many.
         by_image = [s.reshape(num_images, -1, *s.shape[1:]) for s in (sparse_box, sparse_point)]
         sparse_BPSD = torch.cat(by_image, dim=1)
-        image_KDHW = embedding_BDHW[:, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
+        image_KDHW = embedding_BDHW[:num_images, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
         tokens_KTD, features_KND = sam.mask_decoder.fuse(
             image_KDHW.flatten(0, 1), sparse_BPSD.flatten(0, 1), dense, sam.position_code()
         )
