@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sca_batch.cli.nightly import DURATION, Stop, stop_on_signals
+from sca_batch.cli.nightly import Stop, stop_on_signals
+from sca_batch.cli.values import DURATION
 from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:

