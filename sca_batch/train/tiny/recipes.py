@@ -87,7 +87,7 @@ class SamRecipe:
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
 
-    steps: int = 3_600
+    steps: int = 4_000
     images_per_step: int = 8  # many small steps: data is endless, time is not
     images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
@@ -95,7 +95,7 @@ class SamRecipe:
     naming_steps: int = 1_078
     naming_images_per_device: int = 16
     dense_images_per_device: int = 2  # of the later batches: more names an image
-    named_images_per_device: int = 6  # beside them, natural scenes that give names alone
+    named_images_per_device: int = 4  # beside them, natural scenes that give names alone
     boxes_per_image: int = 2
     points_per_image: int = 2
     background_points_per_image: int = 1
@@ -108,22 +108,22 @@ class SamRecipe:
     # kernels: edges and textures are the same everywhere, and they take most of the time of a step
     # for a twentieth of the weights.
     frozen_stages: int = 3
-    lr: float = 1e-3
+    lr: float = 1.4e-3
     backbone_lr_factor: float = 0.5  # it starts from ImageNet, the rest from nothing
     warmup_steps: int = 200  # SCA's
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
     clip_norm: float = 1.0  # SCA's
 
-    # SAM, appendix A: focal 20 : dice 1, IoU 1.
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
+    # SAM, appendix A: focal 20 : dice 1 : IoU 1. Four times that, or names take the decoder over.
+    focal_weight: float = 80.0
+    dice_weight: float = 4.0
+    iou_weight: float = 4.0
     # SAM trains only the best of the three masks, for prompts that mean several things. Here a
     # point on an object means what is seen of that object, and all three may learn it.
     other_masks_weight: float = 0.2
     # Names, by classifiers that are thrown away: 0 is SAM's own training.
-    label_weight: float = 0.8
+    label_weight: float = 0.5
     label_smoothing: float = 0.1  # SCA's
 
     precision: str = "bf16"
