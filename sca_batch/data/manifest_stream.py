@@ -10,13 +10,7 @@ from pathlib import Path
 from sca_batch.data.cells import BoxFormat
 from sca_batch.data.coco_source import coco_rows
 from sca_batch.data.columns import Row
-from sca_batch.data.manifest_formats import (
-    MANIFEST_SUFFIXES,
-    TEXT_READERS,
-    jsonl_rows,
-    locate_image,
-    parquet_rows,
-)
+from sca_batch.data.manifest import MANIFEST_SUFFIXES, _csv, _jsonl, _locate, _parquet, _tsv, _txt
 from sca_batch.errors import ScaError
 
 __all__ = ["MOST_PROBLEMS", "iter_manifest", "row_uri"]
@@ -48,7 +42,7 @@ def iter_manifest(
 def row_uri(uri: str, manifest: Path) -> str:
     """Where a row's image is: an absolute path or a URL."""
     folder = os.path.abspath(manifest.parent)
-    return locate_image(uri, folder, folder)[0]
+    return _locate(uri, folder, folder)[0]
 
 
 def _rows(
@@ -62,7 +56,7 @@ def _rows(
         )
     try:
         if suffix == ".parquet":
-            yield from parquet_rows(path, name, box_format)
+            yield from _parquet(path, name, box_format)
             return
         with path.open("rb") as file:
             if suffix == ".json":
@@ -70,7 +64,8 @@ def _rows(
             elif suffix == ".jsonl" and on_problem is not None:
                 yield from _past_problems(file, name, box_format, on_problem)
             else:
-                yield from TEXT_READERS[suffix](file, name, box_format)
+                readers = {".jsonl": _jsonl, ".txt": _txt, ".csv": _csv, ".tsv": _tsv}
+                yield from readers[suffix](file, name, box_format)
     except OSError as error:
         raise ScaError(f"{path}: {error.strerror or error}") from None
 
@@ -90,7 +85,7 @@ def _past_problems(
     for _ in range(MOST_PROBLEMS):
         try:
             # Blank lines are passed over and counted: the reader goes on with the right numbers.
-            yield from jsonl_rows(chain(repeat(b"\n", read), lines), name, box_format)
+            yield from _jsonl(chain(repeat(b"\n", read), lines), name, box_format)
             return
         except ScaError as error:
             on_problem(str(error))
