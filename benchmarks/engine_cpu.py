@@ -63,11 +63,18 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in sides}
         outputs: dict[str, Tensor] = {}
         with torch.inference_mode():
-            for _ in range(options.repeats + 1):
+            for finished in range(options.repeats + 1):
                 for name, side in sides.items():
                     began = time.perf_counter()
                     (outputs[name],) = side(*inputs)
                     times[name].append(time.perf_counter() - began)
+                # After every round: on a machine with other work the last one may never come.
+                if finished:
+                    print(f"\n{finished} of {options.repeats} rounds")
+                    _print_table(times, outputs)
+
+
+def _print_table(times: dict[str, list[float]], outputs: dict[str, Tensor]) -> None:
     exact = outputs["torch fp32"].double()
     print("| runtime | median s | against torch fp32 | least-most | relative error | cosine |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -79,7 +86,8 @@ def main() -> None:
         cosine = float((ours * exact).sum() / ours.norm() / exact.norm())
         spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
         ratio = statistics.median(ratios)
-        print(f"| {name} | {median:.1f} | {ratio:.2f} | {spread} | {error:.1e} | {cosine:.5f} |")
+        print(f"| {name} | {median:.1f} | {ratio:.2f} | {spread} | {error:.1e} | {cosine:.5f} |",
+              flush=True)  # fmt: skip
 
 
 def _autocast(model: object, pixels: Tensor) -> tuple[Tensor, ...]:
