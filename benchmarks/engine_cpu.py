@@ -3,8 +3,10 @@
 `python benchmarks/engine_cpu.py --sam vit-b --threads 2 --repeats 3`
 
 Random weights, one 1024 x 1024 photograph of the bundled sample, all runtimes in one process and in
-turns after one round that is not counted. Ratios are taken round by round, so that a change of the
-machine's speed touches both sides; medians and spread. Errors are relative to torch in float32.
+turns after one round that is not counted. Seconds are those of the clock, or with --cpu-time those
+that the process's threads worked, for a machine that is busy with other things. Ratios are taken
+round by round, so that a change of the machine's speed touches both sides; medians and spread.
+Errors are relative to torch in float32.
 int8 is what `sca engine build --precision int8` makes, calibrated on the sample's other images.
 """
 
@@ -38,7 +40,10 @@ def main() -> None:
     parser.add_argument(
         "--files", type=Path, help="keep the ONNX files here, and take what is there"
     )
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of work, all threads")
+    parser.add_argument("--only", action="append", help="a row of the table, beside torch fp32")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)
     model = sca_of_size(options.sam)
     pictures = read_pictures([], model.config.image_size)
@@ -60,14 +65,23 @@ def main() -> None:
             "OpenVINO bf16": OpenVinoEngine(file, precision="bf16", threads=threads, static=True),
             "OpenVINO int8": OpenVinoEngine(int8, precision="int8", threads=threads, static=True),
         }
+        if options.only:
+            sides = {name: sides[name] for name in ["torch fp32", *options.only]}
         times: dict[str, list[float]] = {name: [] for name in sides}
         outputs: dict[str, Tensor] = {}
         with torch.inference_mode():
-            for _ in range(options.repeats + 1):
+            for finished in range(options.repeats + 1):
                 for name, side in sides.items():
-                    began = time.perf_counter()
+                    began = clock()
                     (outputs[name],) = side(*inputs)
-                    times[name].append(time.perf_counter() - began)
+                    times[name].append(clock() - began)
+                # After every round: on a machine with other work the last one may never come.
+                if finished:
+                    print(f"\n{finished} of {options.repeats} rounds")
+                    _print_table(times, outputs)
+
+
+def _print_table(times: dict[str, list[float]], outputs: dict[str, Tensor]) -> None:
     exact = outputs["torch fp32"].double()
     print("| runtime | median s | against torch fp32 | least-most | relative error | cosine |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -79,7 +93,8 @@ def main() -> None:
         cosine = float((ours * exact).sum() / ours.norm() / exact.norm())
         spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
         ratio = statistics.median(ratios)
-        print(f"| {name} | {median:.1f} | {ratio:.2f} | {spread} | {error:.1e} | {cosine:.5f} |")
+        print(f"| {name} | {median:.1f} | {ratio:.2f} | {spread} | {error:.1e} | {cosine:.5f} |",
+              flush=True)  # fmt: skip
 
 
 def _autocast(model: object, pixels: Tensor) -> tuple[Tensor, ...]:
