@@ -44,11 +44,14 @@ class Lease:
 
     def take(self) -> bool:
         """Puts the object if there is none; False when there is one."""
+        # Looked for first, and looked at afterwards: there are stores that know no create-if-absent
+        # and let the last of two that put it win.
+        if _read(self.path) is not None:
+            return False
         try:
             self.path.write_bytes(self._content(), create=True)
         except FileExistsError:
-            return False
-        # Stores that do not know create-if-absent let the last of two win: both look who it was.
+            pass  # ours, when the first try was answered too late
         if not self._is_ours():
             return False
         self._thread.start()
