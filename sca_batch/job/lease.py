@@ -9,6 +9,7 @@ but work.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -48,10 +49,8 @@ class Lease:
         # and let the last of two that put it win.
         if _read(self.path) is not None:
             return False
-        try:
+        with contextlib.suppress(FileExistsError):  # ours, when a first try was answered too late
             self.path.write_bytes(self._content(), create=True)
-        except FileExistsError:
-            pass  # ours, when the first try was answered too late
         if not self._is_ours():
             return False
         self._thread.start()

@@ -87,7 +87,7 @@ class SamRecipe:
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
 
-    steps: int = 4_000
+    steps: int = 3_700
     images_per_step: int = 8  # many small steps: data is endless, time is not
     images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
@@ -202,13 +202,13 @@ class TinyRecipe:
             data=(DataPart("scenes", 0),),
             sam="sam",
             language_model="language",
-            mixer_layers=3,
-            steps=3_000,
-            images_per_step=16,
-            images_per_device=16,
+            mixer_layers=2,
+            steps=1_000,
+            images_per_step=12,
+            images_per_device=12,
             regions_per_image=6,
             lr=1e-3,
-            lr_images=16,
+            lr_images=12,
             betas=(0.9, 0.98),
             precision="bf16",
             validate_every=250,

@@ -87,7 +87,8 @@ def train_stage(
     else:
         settings = run_settings(stage)
         accelerator = open_accelerator(settings, cpu=options.cpu)
-        for what, folder in (("sam", stage.sam), ("language_model", stage.language_model)):
+        parts = {} if stage.start else {"sam": stage.sam, "language_model": stage.language_model}
+        for what, folder in parts.items():
             if not (Path(folder) / "config.json").is_file():
                 raise ScaError(
                     f"{what}={folder}: no model there; train it first, then --set {what}=FOLDER"
