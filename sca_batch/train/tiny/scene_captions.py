@@ -1,21 +1,28 @@
 """SCA on composed scenes: the paper's task with scenes for data, and scores that scenes allow."""
 
+# ruff: noqa: N815  (shape suffixes)
+
+# Shape letters:  R regions, image by image   Q caption queries   P prefix tokens   L caption ids
+#                 E width of the language model   V vocabulary   B, D, H, W image embedding
+#                 T tokens of SAM's decoder   N image tokens
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.images import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
-from sca_batch.model.sca import ScaModel
+from sca_batch.model.sca import ScaModel, caption_loss
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
 from sca_batch.train.caption_recipes import RUN_FIELDS
 from sca_batch.train.caption_task import CaptionTask
@@ -24,7 +31,7 @@ from sca_batch.train.region_samples import CaptionBatch, RegionSample, collate
 from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import Scene, compose_scene
 from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import BatchFailure, Validation
+from sca_batch.train.task import BatchFailure, Losses, Validation
 from sca_batch.train.tiny.domain import measure_domain
 from sca_batch.train.tiny.recipes import SceneCaptionRecipe
 from sca_batch.train.tiny.sam_batches import jittered
@@ -35,6 +42,70 @@ from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 __all__ = ["SceneCaptionTask", "caption_sample"]
 
 FIRST_SEED = 500_000_000  # no scene that SAM was trained on
+COSINE_SCALE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class SceneBatch(CaptionBatch):
+    """A batch of scenes; `name_ids_RQ` are the names' ids, one for each query: see `name_slots`."""
+
+    name_ids_RQ: Tensor | None = None
+
+    def to(self, device: torch.device) -> SceneBatch:
+        """The same on a device."""
+        assert self.name_ids_RQ is not None, "a batch of scenes has names"
+        moved = CaptionBatch.to(self, device)
+        assert isinstance(moved, SceneBatch)
+        return replace(moved, name_ids_RQ=self.name_ids_RQ.to(device))
+
+
+class SceneCaptionStep(nn.Module):
+    """One forward pass to the losses: captions, and names in the language model's own embedding.
+
+    Captions alone take tens of thousands of steps to find what the language model would understand.
+    The documents that it learnt from begin with a thing's name, so queries that look like the
+    name's embedded ids are understood at once: each projected query is pulled towards one of them.
+    """
+
+    def __init__(self, model: ScaModel, recipe: SceneCaptionRecipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, batch: SceneBatch) -> Losses:
+        model = self.model
+        assert batch.pixels_B3SS is not None
+        assert batch.name_ids_RQ is not None
+        with torch.no_grad():
+            embedding_BDHW = model.encode_image(batch.pixels_B3SS)
+            tokens_RTD, features_RND = model.fuse_prompts(
+                embedding_BDHW, image_R=batch.image_R, boxes_R4=batch.boxes_R4
+            )
+        prefix_RPE = model.prefix(model.mix(tokens_RTD, features_RND), batch.tasks)
+        logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
+        labels = batch.ids_RL.masked_fill(batch.attention_RL == 0, -100)
+        smoothing = self.recipe.label_smoothing
+        caption = caption_loss(logits, labels, label_smoothing=smoothing)
+        words_VE = model.language_model.get_input_embeddings().weight.float()
+        queries_RQE = prefix_RPE[:, -batch.name_ids_RQ.shape[1] :].float()
+        name = name_loss(queries_RQE, batch.name_ids_RQ, words_VE)
+        return Losses(caption + self.recipe.name_weight * name, {"caption": caption, "name": name})
+
+
+def name_loss(queries_RQE: Tensor, name_ids_RQ: Tensor, words_VE: Tensor) -> Tensor:
+    """How far projected queries are from the embedded ids of a name, in direction and in length."""
+    cosine_RQV = nn.functional.normalize(queries_RQE, dim=-1) @ nn.functional.normalize(words_VE).T
+    direction = nn.functional.cross_entropy(
+        COSINE_SCALE * cosine_RQV.flatten(0, 1), name_ids_RQ.flatten()
+    )
+    wanted_RQE = words_VE[name_ids_RQ]
+    distance = (queries_RQE - wanted_RQE).square().sum() / wanted_RQE.square().sum()
+    return direction + distance
+
+
+def name_slots(ids: Sequence[int], eos_token_id: int, num_slots: int) -> list[int]:
+    """A name's ids with the end behind them, again and again, cut so that it ends with an end."""
+    text = [*ids, eos_token_id]
+    return (text * -(-num_slots // len(text)))[-num_slots:]
 
 
 class SceneCaptionTask(CaptionTask):
@@ -47,6 +118,7 @@ class SceneCaptionTask(CaptionTask):
         self.scene_recipe, self.art = recipe, art
         self.can_validate = True
         model.vision_encoder.to(memory_format=torch.channels_last)
+        self.module = SceneCaptionStep(model, recipe)
         self._scenes: list[Scene] | None = None
 
     def batches(self, numbers: range) -> Iterator[CaptionBatch | BatchFailure]:
@@ -60,6 +132,7 @@ class SceneCaptionTask(CaptionTask):
                     size=config.image_size,
                     tokenizer=self.tokenizer,
                     eos_token_id=config.eos_token_id,
+                    num_queries=config.num_caption_tokens,
                 ),
                 batch_size=None,
                 sampler=numbers,
@@ -99,9 +172,11 @@ class SceneCaptionTask(CaptionTask):
                 )
                 scores += by_scene[-1]
                 sample = caption_sample(scene, size, range(len(scene.masks)))
-                batch = collate([sample], tokenizer).to(accelerator.device)
+                batch = scene_batch(
+                    [sample], scene.concepts, tokenizer, self.model.config.num_caption_tokens
+                ).to(accelerator.device)
                 with torch.no_grad():
-                    loss = float(self.module(batch).total)
+                    loss = float(self.module(batch).parts["caption"])
                 loss_sum += loss * len(sample.phrases)
                 num_regions += len(sample.phrases)
         self.model.train()
@@ -137,7 +212,7 @@ class SceneCaptionTask(CaptionTask):
         copy_tokenizer(self.tokenizer, folder)
 
 
-class _SceneBatches(Dataset[CaptionBatch]):
+class _SceneBatches(Dataset[SceneBatch]):
     """Every batch of a run, made from its number alone."""
 
     def __init__(
@@ -148,26 +223,44 @@ class _SceneBatches(Dataset[CaptionBatch]):
         size: int,
         tokenizer: Path,
         eos_token_id: int,
+        num_queries: int,
     ) -> None:
         self.recipe, self.art, self.size = recipe, art, size
         self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
+        self.num_queries = num_queries
         self._read: CaptionTokenizer | None = None
 
-    def __getitem__(self, number: int) -> CaptionBatch:
+    def __getitem__(self, number: int) -> SceneBatch:
         if self._read is None:  # here, because its functions do not travel to a process
             self._read = read_tokenizer(self.tokenizer, eos_token_id=self.eos_token_id)
         first = number * self.recipe.images_per_device
-        return collate([self._sample(first + i) for i in range(self.recipe.images_per_device)],
-                       self._read)  # fmt: skip
+        made = [self._sample(first + i) for i in range(self.recipe.images_per_device)]
+        names = [name for _, names in made for name in names]
+        return scene_batch([sample for sample, _ in made], names, self._read, self.num_queries)
 
-    def _sample(self, slot: int) -> RegionSample:
+    def _sample(self, slot: int) -> tuple[RegionSample, list[str]]:
         recipe = self.recipe
         scene = compose_scene(FIRST_SEED + slot, self.art, size_px=self.size)
         rng = np.random.default_rng([recipe.seed, slot])
         # As many regions for every scene: those with few objects have some of them again.
         order = rng.permutation(len(scene.masks))
         chosen = [int(order[i % len(order)]) for i in range(recipe.regions_per_image)]
-        return caption_sample(scene, self.size, chosen, recipe=recipe, rng=rng)
+        sample = caption_sample(scene, self.size, chosen, recipe=recipe, rng=rng)
+        return sample, [scene.concepts[k] for k in chosen]
+
+
+def scene_batch(
+    samples: Sequence[RegionSample],
+    names: Sequence[str],
+    tokenizer: CaptionTokenizer,
+    num_queries: int,
+) -> SceneBatch:
+    """Stacks scenes with as many regions each; `names` has one for each region."""
+    plain = collate(samples, tokenizer)
+    eos = tokenizer.eos_token_id
+    slots = [name_slots(tokenizer.encode_text(name), eos, num_queries) for name in names]
+    values = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    return SceneBatch(**values, name_ids_RQ=torch.tensor(slots))
 
 
 def caption_sample(
