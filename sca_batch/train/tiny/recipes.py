@@ -186,6 +186,7 @@ class SceneCaptionRecipe(CaptionRecipe):
     recognition_share: float = 0.1  # images whose regions' text is the bare label
     box_jitter: float = 0.03
     exact_boxes: float = 0.4
+    coarse_steps: int = 2_600  # whose mixer sees a quarter of the image tokens
     name_weight: float = 0.5  # of the pull on queries towards the name's embedded ids
     domain_scenes: int = 100  # on which is measured how unsure the model is of its own domain
 

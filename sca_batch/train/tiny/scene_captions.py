@@ -39,7 +39,7 @@ from sca_batch.train.tiny.sam_task import validation_scenes
 from sca_batch.train.tiny.scoring import CaptionScore, mean_of, score_captions_of
 from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 
-__all__ = ["SceneCaptionTask", "caption_sample"]
+__all__ = ["SceneCaptionTask", "caption_sample", "mixer_from_decoder", "name_loss", "name_slots"]
 
 FIRST_SEED = 500_000_000  # no scene that SAM was trained on
 COSINE_SCALE = 20.0
@@ -50,6 +50,7 @@ class SceneBatch(CaptionBatch):
     """A batch of scenes; `name_ids_RQ` are the names' ids, one for each query: see `name_slots`."""
 
     name_ids_RQ: Tensor | None = None
+    cells_pooled: int = 1  # image tokens of this many cells a side are averaged for the mixer
 
     def to(self, device: torch.device) -> SceneBatch:
         """The same on a device."""
@@ -80,7 +81,8 @@ class SceneCaptionStep(nn.Module):
             tokens_RTD, features_RND = model.fuse_prompts(
                 embedding_BDHW, image_R=batch.image_R, boxes_R4=batch.boxes_R4
             )
-        prefix_RPE = model.prefix(model.mix(tokens_RTD, features_RND), batch.tasks)
+        queries_RCQD = _mixed(model, tokens_RTD, features_RND, batch.cells_pooled)
+        prefix_RPE = model.prefix(queries_RCQD, batch.tasks)
         logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
         labels = batch.ids_RL.masked_fill(batch.attention_RL == 0, -100)
         smoothing = self.recipe.label_smoothing
@@ -89,6 +91,20 @@ class SceneCaptionStep(nn.Module):
         queries_RQE = prefix_RPE[:, -batch.name_ids_RQ.shape[1] :].float()
         name = name_loss(queries_RQE, batch.name_ids_RQ, words_VE)
         return Losses(caption + self.recipe.name_weight * name, {"caption": caption, "name": name})
+
+
+def _mixed(model: ScaModel, tokens_RTD: Tensor, features_RND: Tensor, cells: int) -> Tensor:
+    """`model.mix` on image tokens that are averaged over `cells` x `cells` of the grid."""
+    position_1DHW = model.position_code()
+    if cells == 1:
+        return model.mix(tokens_RTD, features_RND)
+    side = position_1DHW.shape[-1]
+    features_RDHW = features_RND.transpose(1, 2).reshape(len(features_RND), -1, side, side)
+    pooled = [nn.functional.avg_pool2d(x, cells) for x in (features_RDHW, position_1DHW)]
+    features, position = (x.flatten(2).transpose(1, 2) for x in pooled)
+    with model.autocast():
+        queries_RQD: Tensor = model.mixer(tokens_RTD, features, position)
+    return queries_RQD.float()[:, None]
 
 
 def name_loss(queries_RQE: Tensor, name_ids_RQ: Tensor, words_VE: Tensor) -> Tensor:
@@ -106,6 +122,26 @@ def name_slots(ids: Sequence[int], eos_token_id: int, num_slots: int) -> list[in
     """A name's ids with the end behind them, again and again, cut so that it ends with an end."""
     text = [*ids, eos_token_id]
     return (text * -(-num_slots // len(text)))[-num_slots:]
+
+
+@torch.no_grad()
+def mixer_from_decoder(model: ScaModel, seed: int) -> None:
+    """Starts the mixer where SAM's decoder ended, in place: the same layers, its tokens as queries.
+
+    They look at the prompted object already, which takes drawn weights most of a short training.
+    Of a deeper mixer the further layers keep their weights.
+    """
+    ours, theirs = model.mixer.transformer, model.mask_decoder.transformer
+    for mine, layer in zip(ours.layers, theirs.layers, strict=False):
+        mine.load_state_dict(layer.state_dict())
+    for name in ("final_attn_token_to_image", "layer_norm_final_attn"):
+        getattr(ours, name).load_state_dict(getattr(theirs, name).state_dict())
+    own_MD = torch.cat([model.mask_decoder.iou_token.weight, model.mask_decoder.mask_tokens.weight])
+    queries_QD = model.mixer.queries.weight
+    generator = torch.Generator().manual_seed(seed)
+    noise_QD = 0.1 * torch.randn(queries_QD.shape, generator=generator)
+    rows = torch.arange(len(queries_QD)) % len(own_MD)
+    queries_QD.copy_(own_MD[rows] + noise_QD)
 
 
 class SceneCaptionTask(CaptionTask):
@@ -236,7 +272,10 @@ class _SceneBatches(Dataset[SceneBatch]):
         first = number * self.recipe.images_per_device
         made = [self._sample(first + i) for i in range(self.recipe.images_per_device)]
         names = [name for _, names in made for name in names]
-        return scene_batch([sample for sample, _ in made], names, self._read, self.num_queries)
+        batch = scene_batch([sample for sample, _ in made], names, self._read, self.num_queries)
+        # The first steps are many and coarse: a quarter of the image tokens, a quarter of the time.
+        coarse = first < self.recipe.coarse_steps * self.recipe.images_per_step
+        return replace(batch, cells_pooled=2 if coarse else 1)
 
     def _sample(self, slot: int) -> tuple[RegionSample, list[str]]:
         recipe = self.recipe

@@ -18,7 +18,7 @@ from sca_batch.train.tiny.language_documents import read_corpus, train_tokenizer
 from sca_batch.train.tiny.language_task import LanguageTask, language_settings
 from sca_batch.train.tiny.recipes import LanguageRecipe, SamRecipe, SceneCaptionRecipe, TinyRecipe
 from sca_batch.train.tiny.sam_task import SamTask, sam_settings
-from sca_batch.train.tiny.scene_captions import SceneCaptionTask
+from sca_batch.train.tiny.scene_captions import SceneCaptionTask, mixer_from_decoder
 
 __all__ = ["StageOptions", "train_stage", "train_tiny"]
 
@@ -95,6 +95,8 @@ def train_stage(
                 )
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
+        if not stage.start:
+            mixer_from_decoder(model, stage.seed)
         task = SceneCaptionTask(stage, model, art, tokenizer=out / "tokenizer")
     return run_task(
         task,
