@@ -316,13 +316,16 @@ def test_names_are_a_loss_only_where_the_recipe_says_so(art, sam):
     assert set(without) == {"focal", "dice", "iou"}
 
 
-def test_a_sam_alone_is_read_as_it_was_written(sam, tmp_path):
+def test_a_sam_alone_is_read_as_it_was_written(sam, art, tmp_path):
     save_sam(sam, tmp_path)
     again = load_sam(tmp_path)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(again.encode_image(pixels), sam.encode_image(pixels))
     assert again.config.timm_levels == (1, 2, 3, 4)
+    going_on = SamTask(dataclasses.replace(SAM, start=str(tmp_path)), art, report=print).sam
+    for name, value in sam.state_dict().items():
+        torch.testing.assert_close(going_on.state_dict()[name], value)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ScaError, match="no weights"):
         load_sam(tmp_path)

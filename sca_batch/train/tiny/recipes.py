@@ -86,6 +86,7 @@ class SamRecipe:
     name: str = "tiny-sam"
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
+    start: str = ""  # a SAM's folder, or a whole model's, to go on from instead of ImageNet
 
     steps: int = 3_700
     images_per_step: int = 8  # many small steps: data is endless, time is not

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sca_batch.model.checkpoint import save_sam
+from sca_batch.model.checkpoint import load_sam, save_sam
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup, parameter_groups
 from sca_batch.train.processes import leave_signals_to_main
@@ -87,7 +87,10 @@ class SamTask:
         self.name = recipe.name
         config = recipe.sizes.config()
         self.sam = PromptableSam(config)
-        initialise_sam(self.sam, recipe.seed)
+        if recipe.start:
+            self.sam.load_state_dict(load_sam(Path(recipe.start)).state_dict())
+        else:
+            initialise_sam(self.sam, recipe.seed)
         freeze_stages(self.sam, recipe.frozen_stages)
         self.sam.vision_encoder.to(memory_format=torch.channels_last)
         self.classifiers = build_classifiers(config, len(art.concepts), recipe.seed)
