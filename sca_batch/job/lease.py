@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -48,10 +48,9 @@ class Lease:
         # and let the last of two that put it win.
         if _read(self.path) is not None:
             return False
-        try:
+        # One that exists may be ours, put by a try that was answered too late.
+        with suppress(FileExistsError):
             self.path.write_bytes(self._content(), create=True)
-        except FileExistsError:
-            pass  # ours, when the first try was answered too late
         if not self._is_ours():
             return False
         self._thread.start()
