@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=15.0, help="longest time between kills, s")
+    parser.add_argument("--pause", type=float, default=2.0, help="longest wait before a kill, s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=str(ROOT / "tests/golden/anything"))
     arguments = parser.parse_args()
@@ -53,9 +53,14 @@ def main() -> None:
         while sum(kills.values()) < arguments.kills:
             running = job(images, broken, arguments)
             while running.poll() is None and sum(kills.values()) < arguments.kills:
-                time.sleep(chance.uniform(0.5, arguments.pause))
+                # One in five hits a job that may not have begun; the others one that has committed
+                # something since the last: else a slow machine would kill nothing but starts.
+                if chance.random() > 0.2:
+                    await_commit(running, broken)
+                time.sleep(chance.uniform(0.0, arguments.pause))
                 if running.poll() is None:
                     kills[kill(running.pid, chance)] += 1
+                    print(f"{sum(kills.values())} kills after {time.monotonic() - began:.0f} s")
             if running.poll() is None:
                 break
             finished_early += running.returncode == 0
@@ -84,6 +89,22 @@ def job(images: Path, out: Path, arguments: argparse.Namespace) -> subprocess.Po
     return subprocess.Popen(
         command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment
     )
+
+
+def await_commit(running: subprocess.Popen[bytes], out: Path) -> None:
+    """Returns when a shard or the beginning of one is written, or the job has ended."""
+    began = time.time()
+    while running.poll() is None:
+        if any(modified(path) > began for path in out.glob("*shard-*.parquet")):
+            return
+        time.sleep(0.05)
+
+
+def modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # replaced meanwhile
+        return 0.0
 
 
 def kill(pid: int, chance: random.Random) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import io
 import random
 import tempfile
 import time
@@ -149,11 +150,8 @@ class StorePath:
         return self.read_bytes().decode(encoding)
 
     def read_parts(self) -> IO[bytes]:
-        """A file that asks for those bytes which are read, a little more, and not twice."""
-        opened: IO[bytes] = self._ask(
-            lambda store, path: store.open(path, "rb", block_size=1 << 16, cache_type="readahead")
-        )
-        return opened
+        """A file that asks for those bytes which are read, 64 KiB at least, each part by itself."""
+        return io.BufferedReader(_Parts(self), 1 << 16)
 
     def download(self) -> IO[bytes]:
         """The object as a local file without a name."""
@@ -221,6 +219,34 @@ class StorePath:
                 raise
             kind = StoreError if _may_pass(error) else ScaError
             raise kind(redacted(f"{self.url}: {_said(error)}")) from None
+
+
+class _Parts(io.RawIOBase):
+    """An object as a file; every part that is read is a request of its own, and tried again."""
+
+    def __init__(self, path: StorePath) -> None:
+        self._path = path
+        self._size = int(path._ask(lambda store, name: store.info(name)["size"]))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start, end = self._at, min(self._at + len(buffer), self._size)
+        if start >= end:
+            return 0
+        content = self._path._ask(lambda store, name: store.cat_file(name, start=start, end=end))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 AnyPath = Path | StorePath

@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_from_what_the_store_has(manifest, whole, beside):
 
 
 def test_a_store_that_does_not_answer_stops_the_run_and_is_not_taken_for_damage(
-    manifest, server, whole, beside, monkeypatch
+    manifest, server, whole, beside, monkeypatch, caplog
 ):
     import s3fs
 
@@ -185,7 +185,9 @@ def test_a_store_that_does_not_answer_stops_the_run_and_is_not_taken_for_damage(
         with pytest.raises(StoreError):
             start(manifest, out)
         faults.rules.clear()
+        faults.add("GET /runs/faulty/shard-000000", "throttle", stores.TRIES - 1)
         assert start(manifest, out).resumed_images == 3
+        assert "made again" not in caplog.text
         assert list(iter_rows(out)) == list(iter_rows(whole))
         s3fs.S3FileSystem.clear_instance_cache()
 

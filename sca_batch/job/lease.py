@@ -9,14 +9,13 @@ but work.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,7 +48,8 @@ class Lease:
         # and let the last of two that put it win.
         if _read(self.path) is not None:
             return False
-        with contextlib.suppress(FileExistsError):  # ours, when a first try was answered too late
+        # One that exists may be ours, put by a try that was answered too late.
+        with suppress(FileExistsError):
             self.path.write_bytes(self._content(), create=True)
         if not self._is_ours():
             return False
