@@ -45,8 +45,7 @@ from sca_batch.train.tiny.sam_losses import build_classifiers, mask_losses, sam_
 from sca_batch.train.tiny.sam_task import SamTask, freeze_stages  # noqa: E402
 from sca_batch.train.tiny.scene_captions import (  # noqa: E402
     caption_sample,
-    name_loss,
-    name_slots,
+    distance,
 )
 from sca_batch.train.tiny.scoring import names_concept, score_masks  # noqa: E402
 from sca_batch.train.tiny.stages import StageOptions, train_stage, train_tiny  # noqa: E402
@@ -408,25 +407,17 @@ def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkey
     assert domain is not None
     assert domain.name == "composed scenes of pictograms"
     row = rows_of(out / "caption")[-1]
-    assert {"loss", "caption", "name"} <= set(row)
+    assert {"loss", "caption", "pull"} <= set(row)
     assert {"loss", "named", "cider_d", "bleu_4"} <= set(row["validation"])
     assert (out / "caption/curves.png").stat().st_size > 1_000
     assert list((out / "caption/pictures").rglob("*.png"))
 
 
-def test_a_name_fills_its_slots_and_ends_with_an_end():
-    assert name_slots([5, 6], 0, 8) == [6, 0, 5, 6, 0, 5, 6, 0]
-    assert name_slots([5], 0, 2) == [5, 0]
-    assert name_slots([1, 2, 3, 4], 0, 3) == [3, 4, 0]
-
-
-def test_queries_that_are_the_embedded_name_cost_nothing():
-    words = torch.nn.functional.normalize(torch.randn(50, 32), dim=-1)
-    ids = torch.tensor([[3, 0], [7, 0]])
-    assert float(name_loss(words[ids], ids, words)) < 0.1
-    assert float(name_loss(words[ids.flip(1)], ids, words)) > 5
-    # The right direction at the wrong length costs too.
-    assert float(name_loss(3 * words[ids], ids, words)) > 3
+def test_queries_that_are_the_average_are_no_distance_away():
+    average = torch.randn(3, 16)
+    queries = average[:, None, None].expand(3, 1, 8, 16)
+    assert float(distance(queries, average)) == 0
+    assert float(distance(torch.zeros_like(queries), average)) == pytest.approx(1)
 
 
 def test_a_captioner_without_its_parts_says_what_to_train(tmp_path, art):

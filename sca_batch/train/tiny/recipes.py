@@ -13,6 +13,7 @@ __all__ = [
     "TINY_RECIPES",
     "LanguageRecipe",
     "LanguageSizes",
+    "ReadingRecipe",
     "SamRecipe",
     "SamSizes",
     "SceneCaptionRecipe",
@@ -176,6 +177,42 @@ class LanguageRecipe:
     workers: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ReadingRecipe:
+    """The language model learns to read SAM's embedding, averaged inside an object's mask.
+
+    The mixer alone, between parts that know nothing of each other, would need far more captions
+    than a small training has.
+    """
+
+    name: str = "tiny-reading"
+    sam: str = "sam"
+    language_model: str = "language"
+    seed: int = 42
+    mixer_layers: int = 2  # of the model that is put together here, for the next stage
+    caption_tokens: int = 8  # the published models'
+    task_tokens: int = 6  # the published models'
+    scenes: int = 4_800
+    dense_of_eight: int = 3
+    steps: int = 1_200
+    objects_per_step: int = 96
+    objects_per_device: int = 96
+    simple_phrases: float = 0.6  # places and neighbours cannot be read out of one object
+    recognition_share: float = 0.1
+    lr: float = 1e-3
+    warmup_steps: int = 50
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.1
+    precision: str = "bf16"
+    validate_every: int = 200
+    validation_objects: int = 500
+    checkpoint_every: int = 100
+    report_every: int = 20
+    workers: int = 1
+
+
 @dataclass(frozen=True)
 class SceneCaptionRecipe(CaptionRecipe):
     """SCA on composed scenes: the paper's training, with scenes for data.
@@ -188,7 +225,7 @@ class SceneCaptionRecipe(CaptionRecipe):
     box_jitter: float = 0.03
     exact_boxes: float = 0.4
     coarse_steps: int = 2_600  # whose mixer sees a quarter of the image tokens
-    name_weight: float = 0.5  # of the pull on queries towards the name's embedded ids
+    pull_weight: float = 1.0  # of the pull on queries towards the object's averaged embedding
     domain_scenes: int = 100  # on which is measured how unsure the model is of its own domain
 
 

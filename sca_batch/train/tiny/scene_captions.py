@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -34,38 +35,38 @@ from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, Validation
 from sca_batch.train.tiny.domain import measure_domain
 from sca_batch.train.tiny.recipes import SceneCaptionRecipe
-from sca_batch.train.tiny.sam_batches import jittered
+from sca_batch.train.tiny.sam_batches import coverage, jittered
+from sca_batch.train.tiny.sam_losses import pooled_embedding
 from sca_batch.train.tiny.sam_task import validation_scenes
 from sca_batch.train.tiny.scoring import CaptionScore, mean_of, score_captions_of
 from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 
-__all__ = ["SceneCaptionTask", "caption_sample", "mixer_from_decoder", "name_loss", "name_slots"]
+__all__ = ["SceneCaptionTask", "caption_sample", "distance", "mixer_from_decoder"]
 
 FIRST_SEED = 500_000_000  # no scene that SAM was trained on
-COSINE_SCALE = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class SceneBatch(CaptionBatch):
-    """A batch of scenes; `name_ids_RQ` are the names' ids, one for each query: see `name_slots`."""
+    """A batch of scenes; `cover_RYX` is the share of each cell that an object covers, in 255ths."""
 
-    name_ids_RQ: Tensor | None = None
+    cover_RYX: Tensor | None = None
     cells_pooled: int = 1  # image tokens of this many cells a side are averaged for the mixer
 
     def to(self, device: torch.device) -> SceneBatch:
         """The same on a device."""
-        assert self.name_ids_RQ is not None, "a batch of scenes has names"
+        assert self.cover_RYX is not None, "a batch of scenes has masks"
         moved = CaptionBatch.to(self, device)
         assert isinstance(moved, SceneBatch)
-        return replace(moved, name_ids_RQ=self.name_ids_RQ.to(device))
+        return replace(moved, cover_RYX=self.cover_RYX.to(device))
 
 
 class SceneCaptionStep(nn.Module):
-    """One forward pass to the losses: captions, and names in the language model's own embedding.
+    """One forward pass to the losses: captions, and the queries' distance from an object's average.
 
-    Captions alone take tens of thousands of steps to find what the language model would understand.
-    The documents that it learnt from begin with a thing's name, so queries that look like the
-    name's embedded ids are understood at once: each projected query is pulled towards one of them.
+    The language model has learnt to read SAM's embedding averaged inside an object's mask
+    (`reading_task.py`). Each query is pulled towards that average, which it has to find without the
+    mask; captions alone would take tens of thousands of steps to tell it where to look.
     """
 
     def __init__(self, model: ScaModel, recipe: SceneCaptionRecipe) -> None:
@@ -75,22 +76,29 @@ class SceneCaptionStep(nn.Module):
     def forward(self, batch: SceneBatch) -> Losses:
         model = self.model
         assert batch.pixels_B3SS is not None
-        assert batch.name_ids_RQ is not None
+        assert batch.cover_RYX is not None
         with torch.no_grad():
             embedding_BDHW = model.encode_image(batch.pixels_B3SS)
             tokens_RTD, features_RND = model.fuse_prompts(
                 embedding_BDHW, image_R=batch.image_R, boxes_R4=batch.boxes_R4
             )
+            cover_RYX = batch.cover_RYX.float() / 255
+            average_RD = pooled_embedding(embedding_BDHW, cover_RYX, batch.image_R)
         queries_RCQD = _mixed(model, tokens_RTD, features_RND, batch.cells_pooled)
         prefix_RPE = model.prefix(queries_RCQD, batch.tasks)
         logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
         labels = batch.ids_RL.masked_fill(batch.attention_RL == 0, -100)
         smoothing = self.recipe.label_smoothing
         caption = caption_loss(logits, labels, label_smoothing=smoothing)
-        words_VE = model.language_model.get_input_embeddings().weight.float()
-        queries_RQE = prefix_RPE[:, -batch.name_ids_RQ.shape[1] :].float()
-        name = name_loss(queries_RQE, batch.name_ids_RQ, words_VE)
-        return Losses(caption + self.recipe.name_weight * name, {"caption": caption, "name": name})
+        pull = distance(queries_RCQD, average_RD)
+        return Losses(caption + self.recipe.pull_weight * pull, {"caption": caption, "pull": pull})
+
+
+def distance(queries_RCQD: Tensor, average_RD: Tensor) -> Tensor:
+    """The squared distance of queries from their object's average, as a share of the average's."""
+    wanted = average_RD.float()[:, None, None]
+    apart = (queries_RCQD.float() - wanted).square().mean()
+    return apart / wanted.square().mean()
 
 
 def _mixed(model: ScaModel, tokens_RTD: Tensor, features_RND: Tensor, cells: int) -> Tensor:
@@ -105,23 +113,6 @@ def _mixed(model: ScaModel, tokens_RTD: Tensor, features_RND: Tensor, cells: int
     with model.autocast():
         queries_RQD: Tensor = model.mixer(tokens_RTD, features, position)
     return queries_RQD.float()[:, None]
-
-
-def name_loss(queries_RQE: Tensor, name_ids_RQ: Tensor, words_VE: Tensor) -> Tensor:
-    """How far projected queries are from the embedded ids of a name, in direction and in length."""
-    cosine_RQV = nn.functional.normalize(queries_RQE, dim=-1) @ nn.functional.normalize(words_VE).T
-    direction = nn.functional.cross_entropy(
-        COSINE_SCALE * cosine_RQV.flatten(0, 1), name_ids_RQ.flatten()
-    )
-    wanted_RQE = words_VE[name_ids_RQ]
-    distance = (queries_RQE - wanted_RQE).square().sum() / wanted_RQE.square().sum()
-    return direction + distance
-
-
-def name_slots(ids: Sequence[int], eos_token_id: int, num_slots: int) -> list[int]:
-    """A name's ids with the end behind them, again and again, cut so that it ends with an end."""
-    text = [*ids, eos_token_id]
-    return (text * -(-num_slots // len(text)))[-num_slots:]
 
 
 @torch.no_grad()
@@ -168,7 +159,7 @@ class SceneCaptionTask(CaptionTask):
                     size=config.image_size,
                     tokenizer=self.tokenizer,
                     eos_token_id=config.eos_token_id,
-                    num_queries=config.num_caption_tokens,
+                    grid=config.grid_size,
                 ),
                 batch_size=None,
                 sampler=numbers,
@@ -208,9 +199,8 @@ class SceneCaptionTask(CaptionTask):
                 )
                 scores += by_scene[-1]
                 sample = caption_sample(scene, size, range(len(scene.masks)))
-                batch = scene_batch(
-                    [sample], scene.concepts, tokenizer, self.model.config.num_caption_tokens
-                ).to(accelerator.device)
+                grid = self.model.config.grid_size
+                batch = scene_batch([sample], scene.masks, tokenizer, grid).to(accelerator.device)
                 with torch.no_grad():
                     loss = float(self.module(batch).parts["caption"])
                 loss_sum += loss * len(sample.phrases)
@@ -259,11 +249,11 @@ class _SceneBatches(Dataset[SceneBatch]):
         size: int,
         tokenizer: Path,
         eos_token_id: int,
-        num_queries: int,
+        grid: int,
     ) -> None:
         self.recipe, self.art, self.size = recipe, art, size
         self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        self.num_queries = num_queries
+        self.grid = grid
         self._read: CaptionTokenizer | None = None
 
     def __getitem__(self, number: int) -> SceneBatch:
@@ -271,13 +261,13 @@ class _SceneBatches(Dataset[SceneBatch]):
             self._read = read_tokenizer(self.tokenizer, eos_token_id=self.eos_token_id)
         first = number * self.recipe.images_per_device
         made = [self._sample(first + i) for i in range(self.recipe.images_per_device)]
-        names = [name for _, names in made for name in names]
-        batch = scene_batch([sample for sample, _ in made], names, self._read, self.num_queries)
+        masks = np.concatenate([masks for _, masks in made])
+        batch = scene_batch([sample for sample, _ in made], masks, self._read, self.grid)
         # The first steps are many and coarse: a quarter of the image tokens, a quarter of the time.
         coarse = first < self.recipe.coarse_steps * self.recipe.images_per_step
         return replace(batch, cells_pooled=2 if coarse else 1)
 
-    def _sample(self, slot: int) -> tuple[RegionSample, list[str]]:
+    def _sample(self, slot: int) -> tuple[RegionSample, npt.NDArray[np.bool_]]:
         recipe = self.recipe
         scene = compose_scene(FIRST_SEED + slot, self.art, size_px=self.size)
         rng = np.random.default_rng([recipe.seed, slot])
@@ -285,21 +275,19 @@ class _SceneBatches(Dataset[SceneBatch]):
         order = rng.permutation(len(scene.masks))
         chosen = [int(order[i % len(order)]) for i in range(recipe.regions_per_image)]
         sample = caption_sample(scene, self.size, chosen, recipe=recipe, rng=rng)
-        return sample, [scene.concepts[k] for k in chosen]
+        return sample, scene.masks[chosen]
 
 
 def scene_batch(
     samples: Sequence[RegionSample],
-    names: Sequence[str],
+    masks_RYX: npt.NDArray[np.bool_],
     tokenizer: CaptionTokenizer,
-    num_queries: int,
+    grid: int,
 ) -> SceneBatch:
-    """Stacks scenes with as many regions each; `names` has one for each region."""
+    """Stacks scenes with as many regions each; the masks are the regions', `grid` cells a side."""
     plain = collate(samples, tokenizer)
-    eos = tokenizer.eos_token_id
-    slots = [name_slots(tokenizer.encode_text(name), eos, num_queries) for name in names]
     values = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    return SceneBatch(**values, name_ids_RQ=torch.tensor(slots))
+    return SceneBatch(**values, cover_RYX=torch.from_numpy(coverage(masks_RYX, grid)))
 
 
 def caption_sample(
