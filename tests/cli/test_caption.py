@@ -220,22 +220,23 @@ def narrow_model(tmp_path, shapes_folder):
 
 @pytest.mark.parametrize("output", [["-o", "out"], ["--format", "jsonl", "-o", "-"]])
 def test_a_narrow_model_says_once_that_images_are_not_of_its_domain(
-    sca, shapes_images, narrow_model, tmp_path, output
+    sca, shapes_images, narrow_model, tmp_path, caplog, output
 ):
-    done = sca("caption", "images", "--model", narrow_model(0.0), *output)
-    assert done.stderr.count("is outside of what") == 1
-    assert "coloured shapes" in done.stderr
-    assert "--model somebody/photographs" in done.stderr
+    sca("caption", "images", "--model", narrow_model(0.0), *output)
+    said = [r.getMessage() for r in caplog.records if "is outside of what" in r.getMessage()]
+    assert len(said) == 1
+    assert "coloured shapes" in said[0]
+    assert "--model somebody/photographs" in said[0]
     if output[-1] == "out":
         summary = json.loads((tmp_path / "out/summary.json").read_text())
         assert summary["images_outside_domain"] == 3
 
 
 def test_a_narrow_model_is_silent_about_images_of_its_domain(
-    sca, shapes_images, narrow_model, tmp_path
+    sca, shapes_images, narrow_model, tmp_path, caplog
 ):
-    done = sca("caption", "images", "--model", narrow_model(-100.0), "-o", "out")
-    assert "outside" not in done.stderr
+    sca("caption", "images", "--model", narrow_model(-100.0), "-o", "out")
+    assert not any("is outside of what" in r.getMessage() for r in caplog.records)
     assert json.loads((tmp_path / "out/summary.json").read_text())["images_outside_domain"] == 0
 
 

@@ -305,7 +305,7 @@ def test_a_dataset_is_read_in_the_order_of_its_shards(tmp_path):
 def test_a_damaged_shard_stops_a_reader_with_its_name(tmp_path):
     write_shard(RECORDS, shard_path(tmp_path, 0), mark())
     cut_short(shard_path(tmp_path, 0))
-    with pytest.raises(ScaError, match=r"shard-000000\.parquet: not a readable shard"):
+    with pytest.raises(ScaError, match=r"shard-000000\.parquet: not a readable Parquet file"):
         list(iter_records(tmp_path))
 
 

@@ -84,12 +84,25 @@ LANGUAGE = dataclasses.replace(
     validation_documents=6,
     workers=0,
 )
-CAPTION = dataclasses.replace(
-    TINY.caption,
-    mixer_layers=1,
+READING = dataclasses.replace(
+    TINY.reading,
+    mixer_layers=2,
     caption_tokens=2,
     task_tokens=2,
+    scenes=8,
     steps=4,
+    objects_per_step=4,
+    objects_per_device=4,
+    warmup_steps=1,
+    precision="no",
+    validate_every=2,
+    validation_objects=6,
+    workers=0,
+)
+CAPTION = dataclasses.replace(
+    TINY.caption,
+    steps=4,
+    coarse_steps=2,
     images_per_step=2,
     images_per_device=2,
     regions_per_image=2,
@@ -101,7 +114,7 @@ CAPTION = dataclasses.replace(
     domain_scenes=2,
     workers=0,
 )
-SMALL_TINY = dataclasses.replace(TINY, language=LANGUAGE, sam=SAM, caption=CAPTION)
+SMALL_TINY = dataclasses.replace(TINY, language=LANGUAGE, sam=SAM, reading=READING, caption=CAPTION)
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +419,10 @@ def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkey
     domain = model.config.domain
     assert domain is not None
     assert domain.name == "composed scenes of pictograms"
+    assert 0 <= rows_of(out / "reading")[-1]["validation"]["named"] <= 1
+    reading = load_checkpoint(out / "reading/model").state_dict()
+    wte = "language_model.transformer.wte.weight"
+    torch.testing.assert_close(whole[wte], reading[wte], rtol=1e-3, atol=1e-3)  # frozen since
     row = rows_of(out / "caption")[-1]
     assert {"loss", "caption", "pull"} <= set(row)
     assert {"loss", "named", "cider_d", "bleu_4"} <= set(row["validation"])
@@ -421,7 +438,7 @@ def test_queries_that_are_the_average_are_no_distance_away():
 
 
 def test_a_captioner_without_its_parts_says_what_to_train(tmp_path, art):
-    with pytest.raises(ScaError, match="no model there; train it first, then --set sam=FOLDER"):
+    with pytest.raises(ScaError, match="no model there; train it first, then --set start=FOLDER"):
         train_stage(CAPTION, tmp_path, options(), art=art)
 
 
@@ -446,8 +463,9 @@ def test_a_dry_run_counts_what_each_stage_trains():
     assert [line for line in lines if line.startswith("stage")] == [
         "stage 1: tiny-language",
         "stage 2: tiny-sam",
-        "stage 3: tiny-caption",
+        "stage 3: tiny-reading",
+        "stage 4: tiny-caption",
     ]
     counts = [line.split(": ")[1] for line in lines if "trainable parameters" in line]
-    assert len(counts) == 3
+    assert len(counts) == 4
     assert all(int(count.replace(",", "")) > 100_000 for count in counts)

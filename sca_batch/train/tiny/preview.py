@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from sca_batch.model.checkpoint import build_empty
-from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.tiny.language_task import gpt2_config
 from sca_batch.train.tiny.recipes import (
     TINY,
     LanguageRecipe,
     LanguageSizes,
+    ReadingRecipe,
     SamRecipe,
     SamSizes,
     SceneCaptionRecipe,
@@ -25,7 +25,7 @@ from sca_batch.train.tiny.sam_task import freeze_stages
 
 __all__ = ["preview_stages"]
 
-Stage = SamRecipe | LanguageRecipe | SceneCaptionRecipe
+Stage = LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
 
 
 def preview_stages(recipe: TinyRecipe | Stage) -> Iterator[str]:
@@ -33,7 +33,7 @@ def preview_stages(recipe: TinyRecipe | Stage) -> Iterator[str]:
     if not isinstance(recipe, TinyRecipe):
         yield from _preview(recipe, TINY.sam.sizes, TINY.language.sizes)
         return
-    stages: tuple[Stage, ...] = (recipe.language, recipe.sam, recipe.caption)
+    stages: tuple[Stage, ...] = (recipe.language, recipe.sam, recipe.reading, recipe.caption)
     for number, stage in enumerate(stages, start=1):
         yield f"stage {number}: {stage.name}"
         for line in _preview(stage, recipe.sam.sizes, recipe.language.sizes):
@@ -68,24 +68,31 @@ def _preview(stage: Stage, sam: SamSizes, language: LanguageSizes) -> Iterator[s
             f"scenes with {masks * prompts:,} prompts"
         )
     else:
+        mixer = stage if isinstance(stage, ReadingRecipe) else TINY.reading
         config = replace(
             sam.config(),
             text=gpt2_config(language, language.vocab_size),
-            mixer_layers=stage.mixer_layers,
-            num_caption_tokens=stage.caption_tokens,
-            num_task_tokens=stage.task_tokens,
+            mixer_layers=mixer.mixer_layers,
+            num_caption_tokens=mixer.caption_tokens,
+            num_task_tokens=mixer.task_tokens,
         )
-        yield from _captioner(config)
+        model = build_empty(config)
+        if isinstance(stage, ReadingRecipe):
+            names = ("language_model", "projection", "task_tokens")
+            yield from _counted({name: getattr(model, name).parameters() for name in names})
+            objects = stage.steps * stage.objects_per_step
+            yield (
+                f"{stage.steps:,} steps of {stage.objects_per_step} objects: {objects:,}, out of "
+                f"{stage.scenes:,} scenes"
+            )
+            return
+        modules = model.trainable_modules()
+        yield from _counted({name: module.parameters() for name, module in modules.items()})
         images = stage.steps * stage.images_per_step
         yield (
             f"{stage.steps:,} steps of {stage.images_per_step} scenes: {images:,}, with "
             f"{images * stage.regions_per_image:,} captions"
         )
-
-
-def _captioner(config: ScaConfig) -> Iterator[str]:
-    modules = build_empty(config).trainable_modules()
-    yield from _counted({name: module.parameters() for name, module in modules.items()})
 
 
 def _counted(parts: dict[str, Iterable[nn.Parameter]]) -> Iterator[str]:

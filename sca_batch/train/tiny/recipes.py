@@ -1,4 +1,4 @@
-"""Recipes of the bundled model: three stages, every number with its reason or source."""
+"""Recipes of the bundled model: four stages, every number with its reason or source."""
 
 from __future__ import annotations
 
@@ -192,9 +192,9 @@ class ReadingRecipe:
     mixer_layers: int = 2  # of the model that is put together here, for the next stage
     caption_tokens: int = 8  # the published models'
     task_tokens: int = 6  # the published models'
-    scenes: int = 4_800
+    scenes: int = 10_360
     dense_of_eight: int = 3
-    steps: int = 1_200
+    steps: int = 900
     objects_per_step: int = 96
     objects_per_device: int = 96
     simple_phrases: float = 0.6  # places and neighbours cannot be read out of one object
@@ -206,7 +206,7 @@ class ReadingRecipe:
     clip_norm: float = 1.0
     label_smoothing: float = 0.1
     precision: str = "bf16"
-    validate_every: int = 200
+    validate_every: int = 150
     validation_objects: int = 500
     checkpoint_every: int = 100
     report_every: int = 20
@@ -224,7 +224,7 @@ class SceneCaptionRecipe(CaptionRecipe):
     recognition_share: float = 0.1  # images whose regions' text is the bare label
     box_jitter: float = 0.03
     exact_boxes: float = 0.4
-    coarse_steps: int = 2_600  # whose mixer sees a quarter of the image tokens
+    coarse_steps: int = 1_000  # whose mixer sees a quarter of the image tokens
     pull_weight: float = 1.0  # of the pull on queries towards the object's averaged embedding
     domain_scenes: int = 100  # on which is measured how unsure the model is of its own domain
 
@@ -236,19 +236,19 @@ class TinyRecipe:
     name: str = "tiny"
     language: LanguageRecipe = field(default_factory=LanguageRecipe)
     sam: SamRecipe = field(default_factory=SamRecipe)
+    reading: ReadingRecipe = field(default_factory=ReadingRecipe)
     caption: SceneCaptionRecipe = field(
         default_factory=lambda: SceneCaptionRecipe(
             name="tiny-caption",
             data=(DataPart("scenes", 0),),
-            sam="sam",
-            language_model="language",
-            mixer_layers=2,
-            steps=1_000,
-            images_per_step=12,
-            images_per_device=12,
+            start="reading",
+            steps=1_150,
+            images_per_step=6,
+            images_per_device=6,
             regions_per_image=6,
-            lr=1e-3,
-            lr_images=12,
+            lr=1.5e-3,
+            lr_images=6,
+            warmup_steps=50,
             betas=(0.9, 0.98),
             precision="bf16",
             validate_every=250,
@@ -261,6 +261,7 @@ class TinyRecipe:
 
 
 TINY = TinyRecipe()
-TINY_RECIPES: dict[str, TinyRecipe | LanguageRecipe | SamRecipe | SceneCaptionRecipe] = {
-    recipe.name: recipe for recipe in (TINY, TINY.language, TINY.sam, TINY.caption)
+AnyTinyRecipe = TinyRecipe | LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
+TINY_RECIPES: dict[str, AnyTinyRecipe] = {
+    recipe.name: recipe for recipe in (TINY, TINY.language, TINY.sam, TINY.reading, TINY.caption)
 }

@@ -8,21 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from sca_batch.errors import ScaError
+from sca_batch.model.checkpoint import load_sam
+from sca_batch.model.initial import initial_model
 from sca_batch.train.caption_task import run_settings
 from sca_batch.train.engine import Outcome, run_task
 from sca_batch.train.processes import open_accelerator
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art, load_art
-from sca_batch.train.start import starting_model
+from sca_batch.train.start import copy_tokenizer, starting_model
 from sca_batch.train.task import Report, Task
 from sca_batch.train.tiny.language_documents import read_corpus, train_tokenizer, write_corpus
 from sca_batch.train.tiny.language_task import LanguageTask, language_settings
-from sca_batch.train.tiny.recipes import LanguageRecipe, SamRecipe, SceneCaptionRecipe, TinyRecipe
+from sca_batch.train.tiny.reading_task import (
+    ReadingTask,
+    read_objects,
+    reading_settings,
+    write_objects,
+)
+from sca_batch.train.tiny.recipes import (
+    LanguageRecipe,
+    ReadingRecipe,
+    SamRecipe,
+    SceneCaptionRecipe,
+    TinyRecipe,
+)
 from sca_batch.train.tiny.sam_task import SamTask, sam_settings
 from sca_batch.train.tiny.scene_captions import SceneCaptionTask, mixer_from_decoder
 
 __all__ = ["StageOptions", "train_stage", "train_tiny"]
 
-Stage = SamRecipe | LanguageRecipe | SceneCaptionRecipe
+Stage = LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,7 @@ class StageOptions:
 
 
 def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
-    """Trains the stages into `out/language`, `out/sam` and `out/caption`, one after another.
+    """Trains the stages into `out/language`, `sam`, `reading` and `caption`, one after another.
 
     Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
     that has ended is left alone and the next one that has not goes on. The last one's model is
@@ -48,11 +62,14 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
         ScaError: as `engine.run_task` and `art.load_art` say.
     """
     art = load_art(styles=TRAIN_STYLES)
-    caption = replace(
-        recipe.caption, sam=str(out / "sam/model"), language_model=str(out / "language/model")
+    sam, language_model = str(out / "sam/model"), str(out / "language/model")
+    stages: tuple[Stage, ...] = (
+        recipe.language,
+        recipe.sam,
+        replace(recipe.reading, sam=sam, language_model=language_model),
+        replace(recipe.caption, start=str(out / "reading/model")),
     )
     outcome = Outcome(0, stopped=False)
-    stages: tuple[Stage, ...] = (recipe.language, recipe.sam, caption)
     for number, stage in enumerate(stages, start=1):
         folder = out / stage.name.removeprefix("tiny-")
         if options.resume and _is_done(folder):
@@ -84,19 +101,16 @@ def train_stage(
         settings = language_settings(stage)
         accelerator = open_accelerator(settings, cpu=options.cpu)
         task = _language_task(stage, out, art, options.report, accelerator)
+    elif isinstance(stage, ReadingRecipe):
+        settings = reading_settings(stage)
+        accelerator = open_accelerator(settings, cpu=options.cpu)
+        task = _reading_task(stage, out, art, options.report, accelerator)
     else:
         settings = run_settings(stage)
         accelerator = open_accelerator(settings, cpu=options.cpu)
-        parts = {} if stage.start else {"sam": stage.sam, "language_model": stage.language_model}
-        for what, folder in parts.items():
-            if not (Path(folder) / "config.json").is_file():
-                raise ScaError(
-                    f"{what}={folder}: no model there; train it first, then --set {what}=FOLDER"
-                )
+        _refuse_missing(start=stage.start)
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
-        if not stage.start:
-            mixer_from_decoder(model, stage.seed)
         task = SceneCaptionTask(stage, model, art, tokenizer=out / "tokenizer")
     return run_task(
         task,
@@ -125,3 +139,35 @@ def _language_task(
         train_tokenizer(read_corpus(corpus), labels, recipe.sizes.vocab_size, tokenizer)
     accelerator.wait_for_everyone()
     return LanguageTask(recipe, read_corpus(corpus), tokenizer)
+
+
+def _reading_task(
+    recipe: ReadingRecipe, out: Path, art: Art, report: Report, accelerator: Any
+) -> ReadingTask:
+    """Puts SAM, the language model and a new mixer together; objects are encoded once."""
+    _refuse_missing(sam=recipe.sam, language_model=recipe.language_model)
+    objects, tokenizer = out / "objects.pt", out / "tokenizer"
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        copy_tokenizer(Path(recipe.language_model), tokenizer)
+        if not objects.is_file():
+            write_objects(load_sam(Path(recipe.sam)), art, recipe, objects, report=report)
+    accelerator.wait_for_everyone()
+    model = initial_model(
+        Path(recipe.sam),
+        Path(recipe.language_model),
+        mixer_layers=recipe.mixer_layers,
+        caption_tokens=recipe.caption_tokens,
+        task_tokens=recipe.task_tokens,
+        seed=recipe.seed,
+    )
+    mixer_from_decoder(model, recipe.seed)
+    return ReadingTask(recipe, model, read_objects(objects), art, tokenizer)
+
+
+def _refuse_missing(**folders: str) -> None:
+    for what, folder in folders.items():
+        if not (Path(folder) / "config.json").is_file():
+            raise ScaError(
+                f"{what}={folder}: no model there; train it first, then --set {what}=FOLDER"
+            )
