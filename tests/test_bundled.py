@@ -31,8 +31,9 @@ def sample():
 def test_the_bundled_model_is_small_and_loads_by_the_ordinary_code(tiny):
     size = sum(p.stat().st_size for p in bundled_folder("sca-tiny").iterdir())
     assert size < 25e6
-    assert tiny.config.raw["architectures"] == ["ScaMultitaskV2Model"]
+    assert tiny.config.raw["architectures"] == ["ScaTimmPyramidModel"]
     assert tiny.tokenizer is not None
+    assert tiny.config.domain is not None
 
 
 def test_it_names_most_of_the_given_boxes_of_scenes_it_has_not_seen(tiny, sample):
