@@ -89,7 +89,7 @@ def create_timm(name: str, *, pretrained: bool, **settings: Any) -> Any:
         import timm
     except ImportError:
         raise MissingPackageError(
-            "timm", f"the image encoder {name}", "pip install 'sca[timm]'"
+            "timm", f"the image encoder {name}", "pip install timm"
         ) from None
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
