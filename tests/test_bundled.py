@@ -71,7 +71,7 @@ def test_it_finds_regions_by_itself_in_every_composed_scene(tiny, sample):
             model=tiny,
             num_beams=1,
             automatic=AutomaticMaskSettings(
-                points_per_side=16, pred_iou_thresh=0.5, stability_score_thresh=0.9
+                points_per_side=16, pred_iou_thresh=0.6, stability_score_thresh=0.85
             ),
         )
         assert record.regions, row["uri"]

@@ -16,16 +16,19 @@ from sca_batch.train.scenes.compose import Scene
 
 __all__ = ["image_logprob", "measure_domain"]
 
-SHARE_BELOW = 0.02
+SHARE_BELOW = 0.05
 ELSEWHERE = "xk-huang/segment-caption-anything-gpt2_large-vg"
 NAME = "composed scenes of pictograms"
-# A coarse grid finds enough regions for a mean; beams are the command's default.
-AUTOMATIC = AutomaticMaskSettings(points_per_side=12)
+# A coarse grid finds enough regions for a mean, at thresholds that suit a small SAM; beams are the
+# command's default.
+AUTOMATIC = AutomaticMaskSettings(
+    points_per_side=12, pred_iou_thresh=0.6, stability_score_thresh=0.85
+)
 NUM_BEAMS = 3
 
 
 def measure_domain(model: ScaModel, scenes: Iterable[Scene]) -> Domain:
-    """The bound that all but one in fifty of these scenes keep.
+    """The bound that all but one in twenty of these scenes keep.
 
     `scenes` are new to the model and of its domain; they are captioned as `sca caption` does it,
     from automatic masks.
