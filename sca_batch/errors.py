@@ -11,6 +11,7 @@ __all__ = [
     "EXIT_USAGE",
     "ImageError",
     "MissingPackageError",
+    "NoRoomError",
     "OutputError",
     "ScaError",
     "TrainingError",
@@ -47,6 +48,16 @@ class OutputError(ScaError):
     """Results cannot be written now. What was committed is kept; the same command goes on."""
 
     exit_code = EXIT_STOPPED
+
+
+class NoRoomError(OutputError):
+    """A disk is full; `what` says which one, and what did not fit."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. Free some more; what was committed is kept, and the same command goes on"
+        )
+        self.what = what
 
 
 class TrainingError(ScaError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +52,10 @@ def s3_server(bucket: str) -> Iterator[SimpleNamespace]:
         client.close()
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+    # The server leaves the files of its requests open, which a later test would be blamed for.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @dataclass

@@ -124,7 +124,7 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path):
         "with writing(Path(sys.argv[1]), 9000) as file: file.write(bytes(9000))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert "OutputError" in ended.stderr
+    assert "NoRoomError" in ended.stderr
     assert "no space left to write shard-000000.parquet; it takes 0.01 MiB" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from sca_batch.errors import OutputError
+from sca_batch.errors import NoRoomError
 from sca_batch.faults import fault
 from sca_batch.stores import AnyPath, StorePath
 
@@ -44,9 +44,9 @@ def writing(path: AnyPath, size: int | None = None) -> Iterator[BinaryIO]:
         if error.errno not in NO_ROOM:
             raise
         takes = "" if size is None else f"; it takes {_mib(size)}"
-        raise OutputError(
+        raise NoRoomError(
             f"{folder}: no space left to write {path.name}{takes}, and {_mib(_free(folder))} are "
-            "free. Free some more; what was committed is kept, and the same command goes on"
+            "free"
         ) from None
 
 

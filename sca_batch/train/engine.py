@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sca_batch.errors import OutputError, ScaError, TrainingError
+from sca_batch.errors import NoRoomError, OutputError, ScaError, TrainingError
 from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.curves import draw_curves
 from sca_batch.train.logs import listed, row_line
@@ -292,12 +292,16 @@ def room_on_disk(out: Path, resume: bool) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        steps = Checkpoints(out).steps()
-        kept = f"the checkpoint of step {steps[-1]:,} is whole" if steps else "no checkpoint yet"
-        raise OutputError(
-            f"{error.filename or out}: {error.strerror}; {kept}. Make room, then "
-            f"{'the same command' if resume else 'add --resume'}"
-        ) from None
+        what = f"{error.filename or out}: {error.strerror}"
+    except NoRoomError as error:
+        what = error.what
+    else:
+        return
+    steps = Checkpoints(out).steps()
+    kept = f"the checkpoint of step {steps[-1]:,} is whole" if steps else "no checkpoint yet"
+    raise OutputError(
+        f"{what}; {kept}. Make room, then {'the same command' if resume else 'add --resume'}"
+    )
 
 
 def _never() -> bool:

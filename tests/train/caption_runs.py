@@ -135,7 +135,8 @@ def start_two(command, said, **environment):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", **environment}  # fmt: skip
+              "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+              "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
     return [
         Started(
             command,
