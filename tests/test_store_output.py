@@ -222,7 +222,13 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after(server):
 def test_the_command_writes_to_a_store_and_reads_from_it(
     server, shapes_images, shapes_folder, tmp_path, monkeypatch, capfd
 ):
+    import s3fs
+
     monkeypatch.chdir(tmp_path)
+    for name, value in server.environment.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
     small = [
         "--points-per-side", "4", "--pred-iou-thresh", "0.5", "--stability-score-thresh", "0.7",
         "--stability-score-offset", "0.5", "--num-beams", "1", "--max-new-tokens", "3",
