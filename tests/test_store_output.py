@@ -230,7 +230,8 @@ def test_the_command_writes_to_a_store_and_reads_from_it(
     ]  # fmt: skip
 
     def sca(*arguments, code=0):
-        # A process of its own, as a person's: the library keeps sessions of earlier tests.
+        # A process of its own, as a person's: workers come from a fork server, and one that an
+        # earlier test began has that test's environment, without this server's credentials.
         command = [sys.executable, str(Path(__file__).parents[1] / "sca.py"), *arguments]
         said = subprocess.run(command, env=server.environment, capture_output=True, text=True)
         assert said.returncode == code, said.stderr
