@@ -77,7 +77,7 @@ class Lease:
                     return
                 self._beat += 1
                 self.path.write_bytes(self._content())
-            except StoreError:
+            except (StoreError, OSError):
                 continue  # the next one may pass; whoever takes over is found then
 
 
