@@ -21,7 +21,6 @@ from sca_batch.train.captioning import region_caption_loss
 from sca_batch.train.embeddings import EmbeddingCache, encoder_fingerprint
 from sca_batch.train.optimization import (
     ParameterGroup,
-    cosine_with_warmup,
     parameter_groups,
     select_trainable,
 )
@@ -29,7 +28,7 @@ from sca_batch.train.processes import gathered, leave_signals_to_main
 from sca_batch.train.region_batches import RegionBatches
 from sca_batch.train.region_samples import CaptionBatch
 from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation
+from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation, settings_of
 from sca_batch.train.validation import Validated, caption_images, paint, score_captions
 
 __all__ = ["CaptionStep", "CaptionTask", "run_settings"]
@@ -37,26 +36,13 @@ __all__ = ["CaptionStep", "CaptionTask", "run_settings"]
 
 def run_settings(recipe: CaptionRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's."""
-
-    def learning_rate(step: int) -> float:
-        return cosine_with_warmup(
-            step, lr=recipe.learning_rate, steps=recipe.steps, warmup_steps=recipe.warmup_steps
-        )
-
-    return RunSettings(
-        steps=recipe.last_step,
+    return settings_of(
+        recipe,
+        lr=recipe.learning_rate,
         images_per_step=recipe.images_per_step,
         images_per_device=recipe.images_per_device,
-        learning_rate=learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        validate_every=recipe.validate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        report_every=recipe.report_every,
         ranked_by="cider_d",
+        last_step=recipe.last_step,
     )
 
 

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sca_batch.train.optimization import ParameterGroup
+from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
 
 __all__ = [
     "BatchFailure",
+    "LoopNumbers",
     "Losses",
     "Report",
     "RunSettings",
     "Task",
     "TrainingBatch",
     "Validation",
+    "settings_of",
 ]
 
 Report = Callable[[str], None]
@@ -85,6 +87,76 @@ class RunSettings:
     report_every: int
     ranked_by: str
     fused_optimizer: bool = False
+
+
+class LoopNumbers(Protocol):
+    """What every recipe says of the loop under the same names."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def clip_norm(self) -> float: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def validate_every(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def report_every(self) -> int: ...
+
+
+def settings_of(
+    recipe: LoopNumbers,
+    *,
+    lr: float,
+    images_per_step: int,
+    images_per_device: int,
+    ranked_by: str,
+    last_step: int | None = None,
+    fused_optimizer: bool = False,
+) -> RunSettings:
+    """A recipe's settings: a cosine over its steps, ended at `last_step` or at the end of it.
+
+    "Images" are whatever the recipe counts its batches in.
+    """
+
+    def learning_rate(step: int) -> float:
+        return cosine_with_warmup(step, lr=lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
+
+    return RunSettings(
+        steps=recipe.steps if last_step is None else last_step,
+        images_per_step=images_per_step,
+        images_per_device=images_per_device,
+        learning_rate=learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        validate_every=recipe.validate_every,
+        checkpoint_every=recipe.checkpoint_every,
+        report_every=recipe.report_every,
+        ranked_by=ranked_by,
+        fused_optimizer=fused_optimizer,
+    )
 
 
 class Task(Protocol):

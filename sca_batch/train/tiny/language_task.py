@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
+from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import leave_signals_to_main
 from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import Losses, RunSettings, Validation
+from sca_batch.train.task import Losses, RunSettings, Validation, settings_of
 from sca_batch.train.tiny.language_documents import (
     END_TOKEN_ID,
     Document,
@@ -37,25 +37,11 @@ RUN_FIELDS = frozenset(["validate_every", "checkpoint_every", "report_every", "w
 
 def language_settings(recipe: LanguageRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's; documents are its images."""
-
-    def learning_rate(step: int) -> float:
-        return cosine_with_warmup(
-            step, lr=recipe.lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps
-        )
-
-    return RunSettings(
-        steps=recipe.steps,
+    return settings_of(
+        recipe,
+        lr=recipe.lr,
         images_per_step=recipe.documents_per_step,
         images_per_device=recipe.documents_per_device,
-        learning_rate=learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        validate_every=recipe.validate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        report_every=recipe.report_every,
         ranked_by="negative_loss",
         fused_optimizer=True,
     )

@@ -26,12 +26,12 @@ from sca_batch.images import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import PromptableSam, ScaModel, caption_loss
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
-from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
+from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import leave_signals_to_main
 from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import compose_scene
 from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import Losses, Report, RunSettings, Validation
+from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
 from sca_batch.train.tiny.recipes import ReadingRecipe
 from sca_batch.train.tiny.sam_batches import coverage
 from sca_batch.train.tiny.sam_losses import pooled_embedding
@@ -127,25 +127,11 @@ def read_objects(path: Path) -> Objects:
 
 def reading_settings(recipe: ReadingRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's; objects are its images."""
-
-    def learning_rate(step: int) -> float:
-        return cosine_with_warmup(
-            step, lr=recipe.lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps
-        )
-
-    return RunSettings(
-        steps=recipe.steps,
+    return settings_of(
+        recipe,
+        lr=recipe.lr,
         images_per_step=recipe.objects_per_step,
         images_per_device=recipe.objects_per_device,
-        learning_rate=learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        validate_every=recipe.validate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        report_every=recipe.report_every,
         ranked_by="named",
         fused_optimizer=True,
     )

@@ -87,7 +87,10 @@ class SamRecipe:
     name: str = "tiny-sam"
     sizes: SamSizes = field(default_factory=SamSizes)
     seed: int = 42  # the reference code's
-    start: str = ""  # a SAM's folder, or a whole model's, to go on from instead of ImageNet
+    # To go on from instead of ImageNet: the folder of a SAM or of a whole model, or a checkpoint
+    # (.pt) of an earlier run, which has the classifiers too, and quality scores before calibration.
+    start: str = ""
+    skipped_batches: int = 0  # whose scenes that run has seen
 
     steps: int = 3_700
     images_per_step: int = 8  # many small steps: data is endless, time is not
@@ -124,6 +127,7 @@ class SamRecipe:
     # SAM trains only the best of the three masks, for prompts that mean several things. Here a
     # point on an object means what is seen of that object, and all three may learn it.
     other_masks_weight: float = 0.2
+    geometry_weight: float = 4.0  # of each of the embedding's own losses of shape
     # Names, by classifiers that are thrown away: 0 is SAM's own training.
     label_weight: float = 0.5
     label_smoothing: float = 0.1  # SCA's

@@ -93,16 +93,17 @@ class SamBatches(Dataset[SamBatch]):
         most = recipe.images_per_device + max(
             recipe.naming_images_per_device, recipe.named_images_per_device
         )
+        seen = recipe.skipped_batches + number
         scenes = [
             compose_scene(
-                number * most + i,
+                seen * most + i,
                 self.art,
                 size_px=recipe.sizes.image_size,
                 layout="dense" if i < num_dense else "natural",
             )
             for i in range(num)
         ]
-        rng = np.random.default_rng([recipe.seed, number])
+        rng = np.random.default_rng([recipe.seed, seen])
         return sam_batch(scenes, recipe, self.art, rng, prompted=prompted)
 
 

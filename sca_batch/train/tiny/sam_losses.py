@@ -21,6 +21,7 @@ from sca_batch.model.sca import PromptableSam
 from sca_batch.train.task import Losses
 from sca_batch.train.tiny.recipes import SamRecipe
 from sca_batch.train.tiny.sam_batches import BACKGROUND, SamBatch
+from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses
 
 __all__ = ["build_classifiers", "mask_losses", "sam_losses"]
 
@@ -28,12 +29,19 @@ OWN_TOKENS = 5  # of SAM's decoder, before the prompt's: one for the IoU, four f
 
 
 def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.ModuleDict:
-    """Linear classifiers for training only: of the embedding, and of the decoder's own tokens."""
-    widths = {"embedding": config.width, "tokens": config.width * OWN_TOKENS}
+    """Linear layers for training only.
+
+    Names are read from the embedding and from the decoder's own tokens, shapes from the embedding.
+    """
+    sizes = {
+        "embedding": (config.width, num_labels),
+        "tokens": (config.width * OWN_TOKENS, num_labels),
+        "geometry": (config.width, NUM_OUTPUTS),
+    }
     generator = torch.Generator().manual_seed(seed)
     classifiers = nn.ModuleDict()
-    for name, width in widths.items():
-        classifiers[name] = linear = nn.Linear(width, num_labels)
+    for name, (width, num) in sizes.items():
+        classifiers[name] = linear = nn.Linear(width, num)
         nn.init.normal_(linear.weight, std=0.02, generator=generator)
         nn.init.zeros_(linear.bias)
     return classifiers
@@ -50,6 +58,8 @@ def sam_losses(
     if recipe.label_weight:
         pooled_ND = pooled_embedding(embedding_BDHW, cover_NYX, batch.image_N)
         named["embedding"] = pooled_ND, batch.label_N
+    if recipe.geometry_weight:
+        parts |= geometry_losses(classifiers["geometry"], embedding_BDHW, cover_NYX, batch.image_N)
     if len(batch.boxes_R4):
         decoded = _decoded(sam, embedding_BDHW, cover_NYX, batch, recipe)
         parts |= decoded.parts
@@ -58,6 +68,7 @@ def sam_losses(
         "focal": recipe.focal_weight,
         "dice": recipe.dice_weight,
         "iou": recipe.iou_weight,
+        **dict.fromkeys(("covered", "joined", "sides"), recipe.geometry_weight),
     }
     if recipe.label_weight:
         for station, (features, labels) in named.items():
@@ -97,7 +108,11 @@ def _decoded(
         sparse_BPSD = torch.cat(by_image, dim=1)
         image_KDHW = embedding_BDHW[:num_images, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
         tokens_KTD, features_KND = sam.mask_decoder.fuse(
-            image_KDHW.flatten(0, 1), sparse_BPSD.flatten(0, 1), dense, sam.position_code()
+            image_KDHW.flatten(0, 1),
+            sparse_BPSD.flatten(0, 1),
+            dense,
+            sam.position_code(),
+            absorbed=True,  # half the time forward, also where its rows are a few more
         )
         meant = on_object_K.nonzero()[:, 0]
         tokens_MTD = tokens_KTD[meant]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_sam, save_sam
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup, parameter_groups
+from sca_batch.train.optimization import ParameterGroup, parameter_groups
 from sca_batch.train.processes import leave_signals_to_main
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art
 from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.task import Losses, Report, RunSettings, Validation
+from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
 from sca_batch.train.tiny.calibration import calibrate
 from sca_batch.train.tiny.recipes import SamRecipe
 from sca_batch.train.tiny.sam_batches import SamBatch, SamBatches, sam_batch
@@ -38,25 +40,11 @@ RUN_FIELDS = frozenset(
 
 def sam_settings(recipe: SamRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's."""
-
-    def learning_rate(step: int) -> float:
-        return cosine_with_warmup(
-            step, lr=recipe.lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps
-        )
-
-    return RunSettings(
-        steps=recipe.steps,
+    return settings_of(
+        recipe,
+        lr=recipe.lr,
         images_per_step=recipe.images_per_step,
         images_per_device=recipe.images_per_device,
-        learning_rate=learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        validate_every=recipe.validate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        report_every=recipe.report_every,
         ranked_by="box_iou",
         fused_optimizer=True,
     )
@@ -87,14 +75,17 @@ class SamTask:
         self.name = recipe.name
         config = recipe.sizes.config()
         self.sam = PromptableSam(config)
-        if recipe.start:
-            self.sam.load_state_dict(load_sam(Path(recipe.start)).state_dict())
+        start = Path(recipe.start) if recipe.start else None
+        if start and start.suffix != ".pt":
+            self.sam.load_state_dict(load_sam(start).state_dict())
         else:
             initialise_sam(self.sam, recipe.seed)
         freeze_stages(self.sam, recipe.frozen_stages)
         self.sam.vision_encoder.to(memory_format=torch.channels_last)
         self.classifiers = build_classifiers(config, len(art.concepts), recipe.seed)
         self.module: nn.Module = SamStep(self.sam.train(), self.classifiers, recipe)
+        if start and start.suffix == ".pt":
+            _load_trained(self.groups(), start)
         self._validation: tuple[list[Scene], SamBatch] | None = None
 
     def groups(self) -> list[ParameterGroup]:
@@ -167,6 +158,21 @@ class SamTask:
             f"logits x {calibration.logit_factor:g}"
         )
         save_sam(sam, folder)
+
+
+def _load_trained(groups: list[ParameterGroup], checkpoint: Path) -> None:
+    """Takes what a checkpoint of an earlier run has of the parameters; what is new stays drawn."""
+    try:
+        trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["trained"]
+    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
+        raise ScaError(
+            f"{checkpoint}: expected a checkpoint of `sca train tiny-sam`: {error}"
+        ) from error
+    with torch.no_grad():
+        for group in groups:
+            for name, parameter in group.parameters.items():
+                if name in trained:
+                    parameter.copy_(trained[name])
 
 
 def freeze_stages(sam: PromptableSam, num_stages: int) -> None:
