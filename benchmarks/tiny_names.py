@@ -89,7 +89,9 @@ def pooled(sam: PromptableSam, art: Art, scenes: Iterable[Scene]) -> tuple[Tenso
         pixels = torch.from_numpy(preprocess(scene.image, size))[None]
         cover = torch.from_numpy(coverage(scene.masks, 4 * sam.config.grid_size)).float() / 255
         image_N = torch.zeros(len(cover), dtype=torch.long)
-        features.append(pooled_embedding(sam.encode_image(pixels), cover, image_N))
+        features.append(
+            pooled_embedding(sam.encode_image(pixels)[:, : sam.config.width], cover, image_N)
+        )
         labels += [numbers[name] for name in scene.concepts]
     return torch.cat(features), torch.tensor(labels)
 

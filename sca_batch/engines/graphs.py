@@ -282,10 +282,10 @@ def input_sizes(model: ScaModel, name: str) -> dict[str, tuple[int | str, ...]]:
     grid, width, side = config.grid_size, config.width, config.image_size
     shapes: dict[str, tuple[int, ...]] = {
         "pixels": (0, config.sam.vision_config.num_channels, side, side),
-        "embedding": (1, width, grid, grid),
+        "embedding": (1, config.embedding_width, grid, grid),
         "sparse": (0, 0, width),
         "tokens": (0, 0, width),
-        "features": (0, grid * grid, width),
+        "features": (0, grid * grid, config.embedding_width),
         "image": (0,),
     }
     return {
@@ -309,7 +309,7 @@ def example_inputs(
     pixels = torch.randn(images, 3, side, side, generator=random).to(device)
     if name == "encoder":
         return (pixels,)
-    grid, width = model.config.grid_size, model.config.width
+    grid, width = model.config.grid_size, model.config.embedding_width
     # A neck ends in a layer norm, so that an embedding has about unit variance.
     embedding = torch.randn(images, width, grid, grid, generator=random).to(device)
     if prompt_tokens == PROMPT_TOKENS:

@@ -160,7 +160,9 @@ class ScaConfig:
     num_task_tokens: int = 6
     tokenizer_name: str = ""
     timm_vision_name: str = ""  # a backbone of timm in the place of SAM's image encoder
-    timm_levels: tuple[int, ...] = ()  # which of its feature levels; none: its last tokens
+    # Which of its feature levels; none: its last tokens. With the first one, 0, masks are upscaled
+    # with high-res features.
+    timm_levels: tuple[int, ...] = ()
     domain: Domain | None = None  # of a model that is narrow enough to say so
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -176,8 +178,13 @@ class ScaConfig:
 
     @property
     def width(self) -> int:
-        """Width of prompts, queries and image embeddings."""
+        """Width of prompts, queries and the image tokens that they attend to."""
         return int(self.sam.mask_decoder_config.hidden_size)
+
+    @property
+    def embedding_width(self) -> int:
+        """Channels of an image embedding: `width`, and behind it any high-res features."""
+        return 4 * self.width if 0 in self.timm_levels else self.width
 
     @property
     def text_width(self) -> int:

@@ -43,7 +43,8 @@ class TextFeatureMixer(nn.Module):
         joined_RTD = torch.cat([queries_QD.expand(tokens_RTD.shape[0], -1, -1), tokens_RTD], dim=1)
         mixed_R1TD, _ = self.transformer(
             point_embeddings=joined_RTD[:, None],
-            image_embeddings=_as_grid(features_RND),
+            # High-res features behind the image tokens are for masks alone.
+            image_embeddings=_as_grid(features_RND[..., : queries_QD.shape[-1]]),
             image_positional_embeddings=_as_grid(position_1ND),
             attention_similarity=None,
         )

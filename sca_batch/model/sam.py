@@ -3,8 +3,11 @@
 # Shape letters:  B images   R regions, from any number of images   S tokens of one prompt
 #                 T = 1 + M + S tokens in SAM's decoder   M mask tokens (4)   D prompt width
 #                 H, W embedding grid   N = H * W image tokens   P points in one prompt
+#                 E = D, or 4 D with high-res features
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from transformers.models.sam.modeling_sam import (
 
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
-__all__ = ["MaskDecoder", "cells_of", "encode_prompts", "position_grid"]
+__all__ = ["MaskDecoder", "cells_of", "encode_prompts", "pack_cells", "position_grid"]
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
@@ -26,6 +29,11 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     `forward` of the parent pairs every image with the same number of prompts, upscales masks
     for all of them and keeps its tokens to itself. Here any regions form a batch, the predicted
     IoU is known before masks are upscaled, and the tokens go on to the text feature mixer.
+
+    An embedding may carry high-res features behind its D channels, as SAM 2's does
+    (arXiv:2408.00714): the transformer does not see them, they are added where masks are upscaled.
+    They are packed into the cells of the grid (`pack_cells`), D / 4 channels at twice the grid's
+    resolution, then D / 8 at four times.
     """
 
     def __init__(self, config: SamMaskDecoderConfig) -> None:
@@ -33,7 +41,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
 
     def fuse(
         self,
-        embedding_RDHW: Tensor,
+        embedding_REHW: Tensor,
         sparse_RSD: Tensor,
         dense_RDHW: Tensor,
         position_1DHW: Tensor,
@@ -48,39 +56,48 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
 
         Returns:
             tokens (R, T, D): IoU token, mask tokens, prompt tokens, fused with the image.
-            features (R, N, D): image tokens, fused with the prompt.
+            features (R, N, E): image tokens, fused with the prompt, and high-res features as they
+                came.
         """
         own_MD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens_RTD = torch.cat([own_MD.expand(sparse_RSD.shape[0], -1, -1), sparse_RSD], dim=1)
-        image_RDHW = embedding_RDHW + dense_RDHW
+        image_RDHW = embedding_REHW[:, : self.hidden_size] + dense_RDHW
+        high_res_RNF = embedding_REHW[:, self.hidden_size :].flatten(2).transpose(1, 2)
         if absorbed is None:
             absorbed = absorbing_pays(self.transformer, tokens_RTD.shape[1])
         if absorbed:
-            return absorbed_two_way(
+            fused_RTD, features_RND = absorbed_two_way(
                 self.transformer,
                 tokens_RTD,
                 image_RDHW.flatten(2).transpose(1, 2),
                 position_1DHW.flatten(2).transpose(1, 2),
             )
+            return fused_RTD, _joined(features_RND, high_res_RNF)
         fused_R1TD, features_R1ND = self.transformer(
             point_embeddings=tokens_RTD[:, None],
             image_embeddings=image_RDHW.expand(tokens_RTD.shape[0], -1, -1, -1),
             image_positional_embeddings=position_1DHW,
             attention_similarity=None,
         )
-        return fused_R1TD[:, 0], features_R1ND[:, 0]
+        return fused_R1TD[:, 0], _joined(features_R1ND[:, 0], high_res_RNF)
 
     def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
         """SAM's estimate of each mask's IoU, (R, M): the single mask first, then the three."""
         iou_RM: Tensor = self.iou_prediction_head(tokens_RTD[:, 0])
         return iou_RM
 
-    def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+    def predict_masks(self, tokens_RTD: Tensor, features_RNE: Tensor) -> Tensor:
         """Low-res mask logits (R, M, 4H, 4W): the single mask first, then the three."""
-        side = round(features_RND.shape[1] ** 0.5)
+        side = round(features_RNE.shape[1] ** 0.5)
+        features_RND, *finer = self._by_resolution(features_RNE)
         features_RDHW = features_RND.transpose(1, 2).reshape(features_RND.shape[0], -1, side, side)
-        upscaled = self.activation(self.upscale_layer_norm(self.upscale_conv1(features_RDHW)))
-        upscaled = self.activation(self.upscale_conv2(upscaled))
+        upscaled = self.upscale_conv1(features_RDHW)
+        if finer:
+            upscaled = upscaled + _unpacked(finer[0], side, 1)
+        upscaled = self.upscale_conv2(self.activation(self.upscale_layer_norm(upscaled)))
+        if finer:
+            upscaled = upscaled + _unpacked(finer[1], side, 2)
+        upscaled = self.activation(upscaled)
         hyper_RMC = torch.stack(
             [mlp(tokens_RTD[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)],
             dim=1,
@@ -90,19 +107,27 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         )
         return masks
 
-    def predict_cells(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
+    def predict_cells(
+        self, tokens_RTD: Tensor, features_RND: Tensor, high_res_RNF: Tensor | None = None
+    ) -> Tensor:
         """The logits of `predict_masks` cell by cell, (R, N * 16, M): for training.
 
         A transposed convolution with a stride of its own size is a matrix product for each cell,
         and channels stay last; forward and backward take half the time of `predict_masks` on a
-        CPU. `cells_of` brings a mask into the same order.
+        CPU. `cells_of` brings a mask into the same order. High-res features come apart here, so
+        that nobody joins them for every prompt of an image.
         """
-        fused = features_RND
+        fused, width = features_RND, self.hidden_size
+        finer: list[Tensor] = []
+        if high_res_RNF is not None:
+            finer = [high_res_RNF[..., :width], high_res_RNF[..., width:]]
         for conv in (self.upscale_conv1, self.upscale_conv2):
             width = conv.weight.shape[1]
             weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.weight.shape[0])
             fused = nn.functional.linear(fused, weight, conv.bias.repeat(len(weight) // width))
             fused = fused.reshape(len(fused), -1, width)
+            if finer:
+                fused = fused + finer.pop(0).reshape(fused.shape)
             if conv is self.upscale_conv1:
                 norm = self.upscale_layer_norm
                 fused = nn.functional.layer_norm(fused, (width,), norm.weight, norm.bias, norm.eps)
@@ -113,6 +138,44 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         )
         logits: Tensor = fused @ hyper_RMC.transpose(1, 2)
         return logits
+
+    def _by_resolution(self, features_RNE: Tensor) -> list[Tensor]:
+        """The image tokens, (R, N, D), and what there is of high-res features, each by cell."""
+        width = self.hidden_size
+        if features_RNE.shape[-1] == width:
+            return [features_RNE]
+        ends = (0, width, 2 * width, 4 * width)
+        return [features_RNE[..., first:last] for first, last in pairwise(ends)]
+
+
+def pack_cells(maps_BCYX: Tensor, doublings: int) -> Tensor:
+    """Maps at a finer resolution by cell of the grid: (B, C, H * 2^d, W * 2^d) to (B, 4^d C, H, W).
+
+    A cell's channels are in the order in which upscaling by doublings makes them.
+    """
+    for _ in range(doublings):
+        num, channels, rows, columns = maps_BCYX.shape
+        parts = maps_BCYX.reshape(num, channels, rows // 2, 2, columns // 2, 2)
+        maps_BCYX = parts.permute(0, 3, 5, 1, 2, 4).reshape(num, -1, rows // 2, columns // 2)
+    return maps_BCYX
+
+
+def _unpacked(packed_RNF: Tensor, side: int, doublings: int) -> Tensor:
+    """What `pack_cells` packed, as maps (R, C, side * 2^d, side * 2^d)."""
+    maps = packed_RNF.transpose(1, 2).reshape(packed_RNF.shape[0], -1, side, side)
+    for step in range(doublings):
+        cells = side * 2**step
+        parts = maps.reshape(maps.shape[0], 2, 2, -1, cells, cells)
+        maps = parts.permute(0, 3, 4, 1, 5, 2).reshape(maps.shape[0], -1, 2 * cells, 2 * cells)
+    return maps
+
+
+def _joined(features_RND: Tensor, high_res_RNF: Tensor) -> Tensor:
+    if not high_res_RNF.shape[-1]:
+        return features_RND
+    # One image may serve all regions.
+    shared = high_res_RNF.to(features_RND.dtype).expand(features_RND.shape[0], -1, -1)
+    return torch.cat([features_RND, shared], dim=-1)
 
 
 def cells_of(masks_RYX: Tensor) -> Tensor:

@@ -172,6 +172,40 @@ def test_any_encoder_is_exported_with_an_open_batch(encoder, request, tmp_path):
         assert plan.read_bytes()[:4] == b"vtrt"
 
 
+@pytest.fixture(scope="module")
+def with_high_res():
+    """A small model on a pyramid whose embedding carries high-res features; random weights."""
+    pytest.importorskip("timm", reason="pip install 'sca[timm]'")
+    from sca_batch.model.sca import ScaModel
+    from sca_batch.train.tiny.recipes import SamSizes
+
+    sizes = SamSizes(image_size=64, prompt_width=16, decoder_heads=2, decoder_mlp=32)
+    model = ScaModel(sizes.config()).eval()
+    assert model.config.embedding_width == 64
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_high_res_features_pass_through_every_graph(with_high_res, graph, tmp_path):
+    export(with_high_res, graph, tmp_path / "graph.onnx")
+    inputs = example_inputs(with_high_res, graph, images=3, regions=5)
+    with torch.inference_mode():
+        expected = as_tuple(build_graph(with_high_res, graph)(*inputs))
+        if graph == "upscale":
+            torch.testing.assert_close(expected[0], with_high_res.predict_masks(*inputs))
+            tokens, features = inputs
+            without = with_high_res.predict_masks(tokens, features[..., :16])
+            assert relative_error(without, expected[0]) > 0.01
+    for ours, theirs in zip(
+        OpenVinoEngine(tmp_path / "graph.onnx", threads=1)(*inputs), expected, strict=True
+    ):
+        assert ours.shape == theirs.shape
+        assert relative_error(ours, theirs) < 2e-5
+
+
 def test_an_encoder_that_fixes_the_batch_is_refused(convolutional, tmp_path):
     class OneSize(ConvolutionalEncoder):
         def forward(self, pixels):

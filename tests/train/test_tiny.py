@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from sca_batch.model.checkpoint import (  # noqa: E402
 )
 from sca_batch.model.config import config_from_dict  # noqa: E402
 from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
-from sca_batch.model.sam import cells_of  # noqa: E402
+from sca_batch.model.sam import cells_of, pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402
 from sca_batch.model.timm_encoder import create_timm  # noqa: E402
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art, Concept, Pictogram  # noqa: E402
@@ -40,7 +41,13 @@ from sca_batch.train.tiny.language_documents import (  # noqa: E402
 )
 from sca_batch.train.tiny.preview import preview_stages  # noqa: E402
 from sca_batch.train.tiny.recipes import TINY, LanguageSizes, SamSizes  # noqa: E402
-from sca_batch.train.tiny.sam_batches import BACKGROUND, SamBatches, coverage  # noqa: E402
+from sca_batch.train.tiny.sam_batches import (  # noqa: E402
+    BACKGROUND,
+    SamBatches,
+    coverage,
+    in_other_colours,
+)
+from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses  # noqa: E402
 from sca_batch.train.tiny.sam_losses import build_classifiers, mask_losses, sam_losses  # noqa: E402
 from sca_batch.train.tiny.sam_task import SamTask, freeze_stages  # noqa: E402
 from sca_batch.train.tiny.scene_captions import (  # noqa: E402
@@ -212,14 +219,15 @@ def test_an_embedding_has_the_grid_of_the_prompts_and_no_dependence_on_the_batch
     pixels = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         together, alone = sam.encode_image(pixels), sam.encode_image(pixels[1:2])
-    assert together.shape == (3, 16, 8, 8)
+    assert together.shape == (3, 4 * 16, 8, 8)  # high-res features behind the embedding
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_configuration_survives_its_file():
     config = SMALL.config()
     again = config_from_dict(config.to_dict(), where="there")
-    assert again.timm_levels == (1, 2, 3, 4)
+    assert again.timm_levels == (0, 1, 2, 3, 4)
+    assert again.embedding_width == 4 * again.width
     assert again.timm_vision_name == "tf_efficientnet_lite0"
     names = build_empty(config).trainable_modules()
     assert set(names) == {"mixer", "projection", "task_tokens"}  # no neck: it is SAM's
@@ -291,12 +299,67 @@ def test_coverage_is_the_share_of_a_cell():
 
 def test_masks_by_cells_are_the_masks(sam):
     torch.manual_seed(0)
-    tokens, features = torch.randn(3, 7, 16), torch.randn(3, 64, 16)
-    with torch.no_grad():
-        masks = sam.mask_decoder.predict_masks(tokens, features)
-        cells = sam.mask_decoder.predict_cells(tokens, features)
-    for mask in range(4):
-        torch.testing.assert_close(cells[..., mask], cells_of(masks[:, mask]), rtol=0, atol=1e-5)
+    tokens, features = torch.randn(3, 7, 16), torch.randn(3, 64, 64)
+    for high_res in (None, features[..., 16:]):
+        with torch.no_grad():
+            masks = sam.mask_decoder.predict_masks(
+                tokens, features[..., :16] if high_res is None else features
+            )
+            cells = sam.mask_decoder.predict_cells(tokens, features[..., :16], high_res)
+        for mask in range(4):
+            torch.testing.assert_close(
+                cells[..., mask], cells_of(masks[:, mask]), rtol=0, atol=1e-5
+            )
+
+
+def test_high_res_maps_are_packed_as_masks_are():
+    maps = torch.randn(2, 3, 16, 16)
+    packed = pack_cells(maps, 2)
+    assert packed.shape == (2, 48, 4, 4)
+    by_cell = packed.flatten(2).transpose(1, 2).reshape(2, 4 * 4 * 16, 3)
+    for channel in range(3):
+        torch.testing.assert_close(by_cell[..., channel], cells_of(maps[:, channel]))
+
+
+def test_without_its_finest_level_a_pyramid_has_no_high_res_features():
+    config = dataclasses.replace(SMALL, levels=(1, 2, 3, 4)).config()
+    sam = PromptableSam(config)
+    assert config.embedding_width == config.width
+    assert sam.encode_image(torch.randn(1, 3, 64, 64)).shape == (1, 16, 8, 8)
+    with pytest.raises(ScaError, match="expected strides of 4 and 8 pixels first"):
+        PromptableSam(dataclasses.replace(SMALL, cell=16).config())
+
+
+def test_shapes_that_are_told_exactly_cost_nothing():
+    boxes = torch.tensor([[3, 2, 8, 9], [1, 10, 15, 14]])  # one object an image, 16 cells a side
+    cover, told = torch.zeros(2, 16, 16), torch.zeros(2, NUM_OUTPUTS, 4, 4)
+    for image, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        cover[image, y0:y1, x0:x1] = 1
+        beyond = torch.nn.functional.pad(cover[image][None], (0, 1, 0, 1), mode="replicate")[0]
+        own, right, below = beyond[:16, :16], beyond[:16, 1:], beyond[1:, :16]
+        for row, column in itertools.product(range(4), repeat=2):
+            cell = slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)
+            bits = torch.stack([own[cell] == 1, (own == right)[cell], (own == below)[cell]])
+            middle = torch.tensor([column, row, column, row]) + 0.5
+            sides = (boxes[image] / 4 - middle) / 4 / 0.25
+            told[image, :, row, column] = torch.cat([bits.flatten() * 60.0 - 30, sides])
+
+    def losses(told):  # by a head that hands on what it is given
+        return geometry_losses(torch.nn.Identity(), told, cover, torch.tensor([0, 1]))
+
+    assert all(float(loss) < 1e-6 for loss in losses(told).values())
+    assert all(float(loss) > 0.1 for loss in losses(-told).values())
+
+
+def test_other_colours_keep_shapes_and_change_hues():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = (200, 30, 30)
+    seen = {tuple(in_other_colours(image, np.random.default_rng(i))[0, 7]) for i in range(8)}
+    assert len(seen) == 8
+    for i in range(8):
+        turned = in_other_colours(image, np.random.default_rng(i))
+        assert (turned[:, :4] == turned[0, 0]).all()
+        assert (turned[:, 4:] == turned[0, 7]).all()
 
 
 def test_a_perfect_mask_costs_nothing_and_its_iou_is_one():
@@ -325,7 +388,9 @@ def test_names_are_a_loss_only_where_the_recipe_says_so(art, sam):
     with_names = sam_losses(sam, classifiers, batch, SAM).parts
     without = sam_losses(sam, classifiers, batch, dataclasses.replace(SAM, label_weight=0.0)).parts
     assert set(with_names) - set(without) == {"label_embedding", "label_tokens"}
-    assert set(without) == {"focal", "dice", "iou"}
+    assert set(without) == {"focal", "dice", "iou", "covered", "joined", "sides"}
+    plain = dataclasses.replace(SAM, label_weight=0.0, geometry_weight=0.0)
+    assert set(sam_losses(sam, classifiers, batch, plain).parts) == {"focal", "dice", "iou"}
 
 
 def test_a_sam_alone_is_read_as_it_was_written(sam, art, tmp_path):
@@ -334,7 +399,7 @@ def test_a_sam_alone_is_read_as_it_was_written(sam, art, tmp_path):
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(again.encode_image(pixels), sam.encode_image(pixels))
-    assert again.config.timm_levels == (1, 2, 3, 4)
+    assert again.config.timm_levels == (0, 1, 2, 3, 4)
     going_on = SamTask(dataclasses.replace(SAM, start=str(tmp_path)), art, report=print).sam
     for name, value in sam.state_dict().items():
         torch.testing.assert_close(going_on.state_dict()[name], value)
@@ -393,6 +458,27 @@ def test_a_stopped_sam_goes_on_with_the_same_losses(tmp_path, art):
     assert 0 <= whole[-1]["validation"]["box_iou"] <= 1
 
 
+def test_another_run_goes_on_from_a_checkpoint_with_other_numbers(tmp_path, art):
+    train_stage(SAM, tmp_path / "first", options(stop_after=3), art=art)
+    (checkpoint,) = (tmp_path / "first/checkpoints").glob("*.pt")
+    second = dataclasses.replace(
+        SAM, start=str(checkpoint), skipped_batches=3, naming_steps=0, seed=SAM.seed
+    )
+    task = SamTask(second, art, report=print)
+    trained = torch.load(checkpoint, weights_only=True)["trained"]
+    for group in task.groups():
+        for name, parameter in group.parameters.items():
+            torch.testing.assert_close(parameter.data, trained[name])
+    assert not set(task_seeds(task, 2)) & set(task_seeds(SamTask(SAM, art, report=print), 3))
+    checkpoint.write_bytes(b"nothing")
+    with pytest.raises(ScaError, match="expected a checkpoint of `sca train tiny-sam`"):
+        SamTask(second, art, report=print)
+
+
+def task_seeds(task, num):
+    return [seed for batch in task.batches(range(num)) for seed in batch.seeds]
+
+
 def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkeypatch):
     from sca_batch.api import caption
     from sca_batch.train.tiny import stages
@@ -404,7 +490,7 @@ def test_every_stage_in_a_row_leaves_a_model_that_captions(tmp_path, art, monkey
     train_tiny(SMALL_TINY, out, options(resume=True))
 
     parts = read_parts(out / "sam/model", out / "language/model")
-    assert parts.timm_levels == (1, 2, 3, 4)
+    assert parts.timm_levels == (0, 1, 2, 3, 4)
     model = load_checkpoint(out / "caption/model")
     assert model.config.raw["architectures"] == ["ScaTimmPyramidModel"]
     # SAM and the language model are as their stages left them, to half precision.

@@ -107,7 +107,9 @@ def write_objects(
         cover = np.concatenate([coverage(scene.masks, cells) for scene in scenes])
         image_N = torch.tensor([b for b, scene in enumerate(scenes) for _ in scene.masks])
         cover_NYX = torch.from_numpy(cover).float() / 255
-        features.append(pooled_embedding(embedding, cover_NYX, image_N).half())
+        features.append(
+            pooled_embedding(embedding[:, : sam.config.width], cover_NYX, image_N).half()
+        )
         labels += [name for scene in scenes for name in scene.concepts]
         phrases += [captions for scene in scenes for captions in scene.captions]
         if (first // SCENES_AT_ONCE) % 50 == 49:

@@ -29,7 +29,7 @@ class SamSizes:
     cell: int = 8  # pixels of one cell of the embedding: masks then have 128 cells a side
     # 3.4 M parameters without its head; plain convolutions, and ImageNet weights in a package.
     backbone: str = "tf_efficientnet_lite0"
-    levels: tuple[int, ...] = (1, 2, 3, 4)  # strides 4, 8, 16, 32
+    levels: tuple[int, ...] = (0, 1, 2, 3, 4)  # strides 2 to 32; the first for edges of masks
     prompt_width: int = 128
     decoder_layers: int = 2  # SAM's
     decoder_heads: int = 4  # 16 channels a head, as in SAM
@@ -104,6 +104,8 @@ class SamRecipe:
     boxes_per_image: int = 2
     points_per_image: int = 2
     background_points_per_image: int = 1
+
+    restyled_share: float = 0.25  # images in other colours: another style of drawing has others
 
     # Boxes of automatic masks are off by a pixel or two; given ones by more.
     box_jitter: float = 0.05

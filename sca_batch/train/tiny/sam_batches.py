@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -119,6 +120,7 @@ def sam_batch(
     size = recipe.sizes.image_size
     labels = {concept.label: i for i, concept in enumerate(art.concepts)}
     cells = size // recipe.sizes.cell * 4
+    images: list[npt.NDArray[np.uint8]] = []
     covers: list[npt.NDArray[np.uint8]] = []
     image_of_object: list[int] = []
     label_of_object: list[int] = []
@@ -128,6 +130,8 @@ def sam_batch(
     for b, scene in enumerate(scenes):
         first = len(image_of_object)
         of_image: list[int] = []
+        restyled = rng.random() < recipe.restyled_share
+        images.append(in_other_colours(scene.image, rng) if restyled else scene.image)
         covers.append(coverage(scene.masks, cells))
         image_of_object += [b] * len(scene.masks)
         label_of_object += [labels[name] for name in scene.concepts]
@@ -153,7 +157,7 @@ def sam_batch(
             of_image.append(BACKGROUND)
         meant.append(of_image)
     return SamBatch(
-        pixels_B3SS=torch.from_numpy(np.stack([preprocess(s.image, size) for s in scenes])),
+        pixels_B3SS=torch.from_numpy(np.stack([preprocess(image, size) for image in images])),
         cover_NYX=torch.from_numpy(np.concatenate(covers)),
         image_N=torch.tensor(image_of_object),
         label_N=torch.tensor(label_of_object),
@@ -171,6 +175,24 @@ def coverage(masks_NYX: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.uin
     shares = grouped.sum(axis=(2, 4), dtype=np.float32) * (255 * cells * cells / (height * width))
     parts: npt.NDArray[np.uint8] = np.rint(shares).astype(np.uint8)
     return parts
+
+
+def in_other_colours(
+    rgb_YX3: npt.NDArray[np.uint8], rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """The image with its hues turned, paler or stronger, darker or brighter; sometimes a negative.
+
+    Shapes are what styles of drawing share, colours less so.
+    """
+    hsv = cv2.cvtColor(rgb_YX3, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(rng.integers(256))  # a full turn is 256, and wraps
+    saturation = hsv[..., 1] * rng.uniform(0, 1.5)
+    hsv[..., 1] = np.minimum(saturation, 255).astype(np.uint8)
+    levels = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-0.6, 0.6))
+    if rng.random() < 0.1:
+        levels = levels[::-1]
+    turned = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return np.asarray(cv2.LUT(turned, np.rint(levels).astype(np.uint8)), np.uint8)
 
 
 def jittered(

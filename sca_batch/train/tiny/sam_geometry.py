@@ -6,7 +6,7 @@ ends, and how far the object's box reaches (as FCOS does, arXiv:1904.01355).
 """
 
 # Shape letters:  N visible objects of all images   B images   Y, X low-res masks, 4 cells of them
-#                 in each cell of H, W, the embedding grid   D prompt width
+#                 in each cell of H, W, the embedding grid   E its channels
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ BOX_UNIT = 0.25  # of the image's side, so that distances are about 1
 
 
 def geometry_losses(
-    head: nn.Module, embedding_BDHW: Tensor, cover_NYX: Tensor, image_N: Tensor
+    head: nn.Module, embedding_BEHW: Tensor, cover_NYX: Tensor, image_N: Tensor
 ) -> dict[str, Tensor]:
-    """How badly `head`, linear (D to `NUM_OUTPUTS`), reads shapes: mean losses, each a scalar.
+    """How badly `head`, linear (E to `NUM_OUTPUTS`), reads shapes: mean losses, each a scalar.
 
     `cover_NYX` is the share of each low-res cell that an object covers, 0 to 1; `image_N` is the
     image of each object, ascending. Returns `covered` and `joined`, binary cross-entropies, and
     `sides`, the smooth L1 distance of box sides from the middle of cells on objects.
     """
-    grid = embedding_BDHW.shape[-1]
-    found_BHWO = head(embedding_BDHW.permute(0, 2, 3, 1)).float()
-    owner_BYX, shares_BYX = _owners(cover_NYX, image_N, len(embedding_BDHW))
+    grid = embedding_BEHW.shape[-1]
+    found_BHWO = head(embedding_BEHW.permute(0, 2, 3, 1)).float()
+    owner_BYX, shares_BYX = _owners(cover_NYX, image_N, len(embedding_BEHW))
     right = nn.functional.pad(owner_BYX[..., 1:] == owner_BYX[..., :-1], (0, 1), value=True)
     below = nn.functional.pad(owner_BYX[:, 1:] == owner_BYX[:, :-1], (0, 0, 0, 1), value=True)
     joined = torch.cat([_by_cell(right.float()), _by_cell(below.float())], dim=-1)

@@ -37,7 +37,14 @@ def initialise_sam(sam: PromptableSam, seed: int) -> None:
                 nn.init.uniform_(weight, -bound, bound, generator=generator)
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
+        high_res = sam.vision_encoder.high_res
+        if high_res is not None:
+            # Masks begin without them, so that a SAM that had none can go on.
+            for conv in high_res.convs:
+                nn.init.zeros_(conv.get_parameter("weight"))
         code = sam.prompt_encoder.shared_embedding.positional_embedding
-        code.copy_(torch.randn(code.shape, generator=generator))
+        # Never trained, so in no checkpoint of a run: whoever goes on from one draws it again, and
+        # it must not hang on how many layers are drawn before it.
+        code.copy_(torch.randn(code.shape, generator=torch.Generator().manual_seed(seed)))
         code.requires_grad_(False)
     load_imagenet(sam.vision_encoder, sam.config.timm_vision_name)

@@ -6,7 +6,7 @@
 #                 M those that mean an object   N visible objects of all images, by image
 #                 C masks of a prompt (4)   Y, X = 4H, 4W low-res masks; X alone: their cells
 #                 S tokens of a prompt   T tokens of SAM's decoder   D prompt width
-#                 H, W embedding grid
+#                 H, W embedding grid   E = D, or 4 D with high-res features
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_classifiers(config: ScaConfig, num_labels: int, seed: int) -> nn.Modul
     sizes = {
         "embedding": (config.width, num_labels),
         "tokens": (config.width * OWN_TOKENS, num_labels),
-        "geometry": (config.width, NUM_OUTPUTS),
+        "geometry": (config.embedding_width, NUM_OUTPUTS),
     }
     generator = torch.Generator().manual_seed(seed)
     classifiers = nn.ModuleDict()
@@ -51,17 +51,19 @@ def sam_losses(
     sam: PromptableSam, classifiers: nn.ModuleDict, batch: SamBatch, recipe: SamRecipe
 ) -> Losses:
     """One forward pass: every image encoded once, all prompts decoded if there are any."""
-    embedding_BDHW = sam.encode_image(batch.pixels_B3SS)
+    embedding_BEHW = sam.encode_image(batch.pixels_B3SS)
     cover_NYX = batch.cover_NYX.float() / 255
     parts: dict[str, Tensor] = {}
     named: dict[str, tuple[Tensor, Tensor]] = {}
     if recipe.label_weight:
-        pooled_ND = pooled_embedding(embedding_BDHW, cover_NYX, batch.image_N)
+        pooled_ND = pooled_embedding(
+            embedding_BEHW[:, : sam.config.width], cover_NYX, batch.image_N
+        )
         named["embedding"] = pooled_ND, batch.label_N
     if recipe.geometry_weight:
-        parts |= geometry_losses(classifiers["geometry"], embedding_BDHW, cover_NYX, batch.image_N)
+        parts |= geometry_losses(classifiers["geometry"], embedding_BEHW, cover_NYX, batch.image_N)
     if len(batch.boxes_R4):
-        decoded = _decoded(sam, embedding_BDHW, cover_NYX, batch, recipe)
+        decoded = _decoded(sam, embedding_BEHW, cover_NYX, batch, recipe)
         parts |= decoded.parts
         named["tokens"] = decoded.tokens_MX, batch.label_N[decoded.object_M]
     weights = {
@@ -91,7 +93,7 @@ class _Decoded:
 
 def _decoded(
     sam: PromptableSam,
-    embedding_BDHW: Tensor,
+    embedding_BEHW: Tensor,
     cover_NYX: Tensor,
     batch: SamBatch,
     recipe: SamRecipe,
@@ -106,9 +108,12 @@ def _decoded(
         # every image has as many.
         by_image = [s.reshape(num_images, -1, *s.shape[1:]) for s in (sparse_box, sparse_point)]
         sparse_BPSD = torch.cat(by_image, dim=1)
-        image_KDHW = embedding_BDHW[:num_images, None].expand(-1, sparse_BPSD.shape[1], -1, -1, -1)
+        # High-res features stay out of the transformer's batch, where they would be copied about.
+        num_prompts, width = sparse_BPSD.shape[1], sam.config.width
+        image_BDHW = embedding_BEHW[:num_images, :width]
+        high_res_BNF = embedding_BEHW[:num_images, width:].flatten(2).transpose(1, 2)
         tokens_KTD, features_KND = sam.mask_decoder.fuse(
-            image_KDHW.flatten(0, 1),
+            image_BDHW[:, None].expand(-1, num_prompts, -1, -1, -1).flatten(0, 1),
             sparse_BPSD.flatten(0, 1),
             dense,
             sam.position_code(),
@@ -116,7 +121,12 @@ def _decoded(
         )
         meant = on_object_K.nonzero()[:, 0]
         tokens_MTD = tokens_KTD[meant]
-        logits_MXC = sam.mask_decoder.predict_cells(tokens_MTD, features_KND[meant])
+        has_high_res = high_res_BNF.shape[-1] > 0
+        logits_MXC = sam.mask_decoder.predict_cells(
+            tokens_MTD,
+            features_KND[meant],
+            high_res_BNF.to(features_KND.dtype)[meant // num_prompts] if has_high_res else None,
+        )
         iou_KC = sam.mask_decoder.predict_iou(tokens_KTD)
     object_M = object_K[meant]
     focal, dice, truth_MC = mask_losses(

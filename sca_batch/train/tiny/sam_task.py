@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -123,7 +123,8 @@ class SamTask:
             size_px = self.recipe.sizes.image_size
             scenes = validation_scenes(self.art, self.recipe.validation_scenes, size_px)
             rng = np.random.default_rng(self.recipe.seed)
-            self._validation = scenes, sam_batch(scenes, self.recipe, self.art, rng)
+            recipe = replace(self.recipe, restyled_share=0.0)
+            self._validation = scenes, sam_batch(scenes, recipe, self.art, rng)
         scenes, batch = self._validation
         self.sam.eval()
         scores = []
@@ -161,7 +162,10 @@ class SamTask:
 
 
 def _load_trained(groups: list[ParameterGroup], checkpoint: Path) -> None:
-    """Takes what a checkpoint of an earlier run has of the parameters; what is new stays drawn."""
+    """Takes what a checkpoint of an earlier run has of the parameters.
+
+    What is new, or of another size, stays as it was drawn.
+    """
     try:
         trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["trained"]
     except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
@@ -171,7 +175,7 @@ def _load_trained(groups: list[ParameterGroup], checkpoint: Path) -> None:
     with torch.no_grad():
         for group in groups:
             for name, parameter in group.parameters.items():
-                if name in trained:
+                if name in trained and trained[name].shape == parameter.shape:
                     parameter.copy_(trained[name])
 
 

@@ -83,7 +83,9 @@ class SceneCaptionStep(nn.Module):
                 embedding_BDHW, image_R=batch.image_R, boxes_R4=batch.boxes_R4
             )
             cover_RYX = batch.cover_RYX.float() / 255
-            average_RD = pooled_embedding(embedding_BDHW, cover_RYX, batch.image_R)
+            average_RD = pooled_embedding(
+                embedding_BDHW[:, : model.config.width], cover_RYX, batch.image_R
+            )
         queries_RCQD = _mixed(model, tokens_RTD, features_RND, batch.cells_pooled)
         prefix_RPE = model.prefix(queries_RCQD, batch.tasks)
         logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
