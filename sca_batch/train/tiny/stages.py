@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import load_sam
 from sca_batch.model.initial import initial_model
+from sca_batch.model.parts import load_sam
 from sca_batch.train.caption_task import run_settings
 from sca_batch.train.engine import Outcome, run_task
 from sca_batch.train.processes import open_accelerator

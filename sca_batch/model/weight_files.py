@@ -1,0 +1,151 @@
+"""Files of weights as they lie on disk: safetensors or pickles, single or in shards.
+
+Nothing here executes what it reads: safetensors, or torch's pickle with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sca_batch.errors import ScaError
+
+__all__ = [
+    "listed",
+    "read_file_or_folder",
+    "read_json",
+    "read_weight_file",
+    "read_weights",
+    "stored_dtypes",
+    "weight_files",
+]
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# What torch's unpickler raises on files that are cut off, are something else, or hold code.
+_BAD_PICKLE = (
+    pickle.UnpicklingError,
+    AssertionError,
+    EOFError,
+    MemoryError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder: safetensors or torch pickle, single or sharded by an index."""
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        state |= read_weight_file(path)
+    named = _indexed_names(folder)
+    absent = sorted(named.keys() - state.keys())
+    if absent:
+        raise ScaError(f"{folder}: " + listed("named in the index but not in the shards", absent))
+    return state
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `read_weights` reads: the shards of an index, or the single file."""
+    shards = sorted(set(_indexed_names(folder).values()))
+    if shards:
+        return [folder / name for name in shards]
+    for name in _SINGLE_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ScaError(
+        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or an index of "
+        "their shards"
+    )
+
+
+def stored_dtypes(path: Path) -> dict[str, int]:
+    """Number of parameters of each dtype in one weight file, as they are on disk."""
+    counts: dict[str, int] = {}
+    for value in read_weight_file(path).values():  # mapped, so that nothing is read yet
+        name = str(value.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + value.numel()
+    return counts
+
+
+def read_file_or_folder(path: Path) -> dict[str, Tensor]:
+    return read_weights(path) if path.is_dir() else read_weight_file(path)
+
+
+def _indexed_names(folder: Path) -> dict[str, str]:
+    """Tensor name to shard file; empty where there is no index."""
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    if index is None:
+        return {}
+    names = read_json(index, "an index of weight files").get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ScaError(f"{index}: not an index of weight files (no weight_map)")
+    for file_name in names.values():
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise ScaError(f"{index}: shard {file_name!r} is not a file name in this folder")
+    return names
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ScaError(f"{path.parent}: no {path.name}; expected {expected}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ScaError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ScaError(f"{path}: not a JSON object; expected {expected}")
+    return raw
+
+
+def read_weight_file(path: Path) -> dict[str, Tensor]:
+    """One weight file, by its content: a pickle is read with `weights_only`."""
+    if not path.is_file():
+        raise ScaError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ScaError(f"{path}: not a safetensors file: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            # About a pickle of another protocol; either it can be read, or the error says so.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except _BAD_PICKLE as error:
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise ScaError(
+            f"{path}: not a plain weight file (it is read with weights_only, nothing in it is "
+            f"run): {reason}"
+        ) from None
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ScaError(f"{path}: expected a state dict, a mapping from names to tensors")
+    return state
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def listed(what: str, names: list[str], shown: int = 6) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {what}: {', '.join(names[:shown])}{more}. "
