@@ -1,9 +1,7 @@
-"""Manifest files, one reader per format, each a stream of checked rows with their places."""
+"""A manifest as what there is to caption: its rows with where their images are."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,27 +10,24 @@ from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sca_batch.data.cells import BoxFormat
-from sca_batch.data.coco_source import coco_rows
-from sca_batch.data.columns import Row, parse_row
+from sca_batch.data.columns import Row
+from sca_batch.data.manifest_formats import MANIFEST_SUFFIXES, jsonl_rows, manifest_rows
 from sca_batch.data.plan import LISTING_SCHEMA, Listing
 from sca_batch.data.spool import Spool
 from sca_batch.errors import ScaError
 from sca_batch.records import redacted
 
-__all__ = ["MANIFEST_SUFFIXES", "STDIN", "is_manifest", "listing_frames", "read_manifest"]
+__all__ = ["STDIN", "is_manifest", "listing_frames", "locate", "read_manifest"]
 
 STDIN = "-"
-MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".json")
+
+Unit = Literal["line", "row", "index"]  # what a place in the manifest is called
 
 # Python objects alive while a manifest is read; rows with masks are long.
 ROWS_AT_ONCE = 50_000
 CHARACTERS_AT_ONCE = 8 << 20
-
-Placed = tuple[int, Row]
 
 
 def is_manifest(source: str) -> bool:
@@ -57,26 +52,13 @@ def read_manifest(
     """
     if source == STDIN:
         name = "standard input"
-        rows = _jsonl(stdin or sys.stdin.buffer, name, box_format)
+        rows = jsonl_rows(stdin or sys.stdin.buffer, name, box_format)
         return _listing(name, "line", Path.cwd(), root, rows)
     path = Path(source)
-    suffix = path.suffix.lower()
-    if suffix not in MANIFEST_SUFFIXES:
-        raise ScaError(
-            f"{path}: {suffix or 'no suffix'} is not a manifest's; "
-            f"expected {', '.join(MANIFEST_SUFFIXES)}, or - for JSON lines on standard input"
-        )
-    folder, name = Path(os.path.abspath(path)).parent, str(path)
-    try:
-        if suffix == ".parquet":
-            return _listing(name, "row", folder, root, _parquet(path, name, box_format))
-        if suffix == ".json":
-            return _listing(name, "index", folder, root, coco_rows(path))
-        with path.open("rb") as file:
-            readers = {".jsonl": _jsonl, ".txt": _txt, ".csv": _csv, ".tsv": _tsv}
-            return _listing(name, "line", folder, root, readers[suffix](file, name, box_format))
-    except OSError as error:
-        raise ScaError(f"{path}: {error.strerror or error}") from None
+    folder = Path(os.path.abspath(path)).parent
+    units: dict[str, Unit] = {".parquet": "row", ".json": "index"}
+    unit = units.get(path.suffix.lower(), "line")
+    return _listing(str(path), unit, folder, root, manifest_rows(path, box_format, or_stdin=True))
 
 
 def listing_frames(rows: Iterable[tuple[int, Row, str, str]]) -> Iterator[pl.DataFrame]:
@@ -119,14 +101,14 @@ def _text(given_id: int | str | None) -> str | None:
 
 def _listing(
     name: str,
-    unit: Literal["line", "row", "index"],
+    unit: Unit,
     folder: Path,
     root: Path | None,
-    rows: Iterable[Placed],
+    rows: Iterable[tuple[int, Row]],
 ) -> Listing:
     base = str(folder)
     start = os.path.normpath(root or folder)
-    located = ((at, row, *_locate(row.uri, base, start)) for at, row in rows)
+    located = ((at, row, *locate(row.uri, base, start)) for at, row in rows)
     spool = Spool.of(listing_frames(located), LISTING_SCHEMA)
     if not len(spool):
         raise ScaError(
@@ -135,7 +117,7 @@ def _listing(
     return Listing(name, spool, unit)
 
 
-def _locate(given: str, folder: str, root: str) -> tuple[str, str]:
+def locate(given: str, folder: str, root: str) -> tuple[str, str]:
     """A row's path -> where the image is, and its name relative to `root`."""
     if given.startswith("file://"):
         given = unquote(urlsplit(given).path)
@@ -148,108 +130,3 @@ def _locate(given: str, folder: str, root: str) -> tuple[str, str]:
         return uri, path[len(inside) :]
     # An absolute path elsewhere stays: a chain of ../ would say nothing.
     return uri, path if os.path.isabs(given) else os.path.relpath(path, root)
-
-
-def _lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines as text."""
-    for number, line in enumerate(file, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # as spreadsheets on Windows begin a file
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ScaError(
-                f"{name}, line {number}: not UTF-8 (byte {error.start + 1}); "
-                "save the file with the encoding UTF-8"
-            ) from None
-        yield number, text
-
-
-def _jsonl(file: Iterable[bytes], name: str, box_format: BoxFormat | None) -> Iterator[Placed]:
-    for number, line in _lines(file, name):
-        if line.isspace():
-            continue
-        place = f"{name}, line {number}"
-        try:
-            cells = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ScaError(
-                f"{name}: invalid JSON on line {number} column {error.colno}: {error.msg}; "
-                "expected one JSON object per line"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ScaError(f"{name}: invalid JSON on line {number}: {error}") from None
-        if not isinstance(cells, dict):
-            raise ScaError(f'{place}: not an object; expected a row such as {{"uri": "a.jpg"}}')
-        yield number, parse_row(cells, place, box_format=box_format, text_cells=False)
-
-
-def _txt(file: Iterable[bytes], name: str, box_format: BoxFormat | None) -> Iterator[Placed]:
-    for number, line in _lines(file, name):
-        uri = line.rstrip("\r\n")
-        if uri and not uri.isspace():
-            yield (
-                number,
-                parse_row(
-                    {"uri": uri}, f"{name}, line {number}", box_format=box_format, text_cells=False
-                ),
-            )
-
-
-def _csv(file: Iterable[bytes], name: str, box_format: BoxFormat | None) -> Iterator[Placed]:
-    return _delimited(file, name, box_format, ",")
-
-
-def _tsv(file: Iterable[bytes], name: str, box_format: BoxFormat | None) -> Iterator[Placed]:
-    return _delimited(file, name, box_format, "\t")
-
-
-def _delimited(
-    file: Iterable[bytes], name: str, box_format: BoxFormat | None, delimiter: str
-) -> Iterator[Placed]:
-    csv.field_size_limit(2**31 - 1)  # a row of masks is longer than the 128 KiB it allows
-    reader = csv.reader((line for _, line in _lines(file, name)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            at, start = start, reader.line_num + 1  # a quoted cell may span lines
-            place = f"{name}, line {at}"
-            if not cells:
-                continue
-            if header is None:
-                header = _header(cells, place)
-                continue
-            if len(cells) != len(header):
-                raise ScaError(
-                    f"{place}: {len(cells)} cells under a header of {len(header)}; expected "
-                    "one per column, and double quotes around a cell with a separator inside"
-                )
-            row = parse_row(
-                dict(zip(header, cells, strict=True)), place, box_format=box_format, text_cells=True
-            )
-            yield at, row
-    except csv.Error as error:
-        raise ScaError(f"{name}, line {start}: not a row of a table ({error})") from None
-
-
-def _header(cells: list[str], place: str) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    again = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if again is not None:
-        raise ScaError(
-            f"{place}: the column {again!r} stands there twice; expected different names"
-        )
-    return names
-
-
-def _parquet(path: Path, name: str, box_format: BoxFormat | None) -> Iterator[Placed]:
-    try:
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=1024)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, cells in enumerate(rows, start=1):
-                place = f"{name}, row {number}"
-                yield number, parse_row(cells, place, box_format=box_format, text_cells=True)
-    except pa.ArrowException as error:
-        raise ScaError(f"{name}: not a readable Parquet file ({error})") from None

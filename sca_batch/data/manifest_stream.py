@@ -8,9 +8,9 @@ from itertools import chain, repeat
 from pathlib import Path
 
 from sca_batch.data.cells import BoxFormat
-from sca_batch.data.coco_source import coco_rows
 from sca_batch.data.columns import Row
-from sca_batch.data.manifest import MANIFEST_SUFFIXES, _csv, _jsonl, _locate, _parquet, _tsv, _txt
+from sca_batch.data.manifest import locate
+from sca_batch.data.manifest_formats import jsonl_rows, manifest_rows
 from sca_batch.errors import ScaError
 
 __all__ = ["MOST_PROBLEMS", "iter_manifest", "row_uri"]
@@ -42,31 +42,18 @@ def iter_manifest(
 def row_uri(uri: str, manifest: Path) -> str:
     """Where a row's image is: an absolute path or a URL."""
     folder = os.path.abspath(manifest.parent)
-    return _locate(uri, folder, folder)[0]
+    return locate(uri, folder, folder)[0]
 
 
 def _rows(
     path: Path, box_format: BoxFormat | None, on_problem: OnProblem | None
 ) -> Iterator[tuple[int, Row]]:
-    suffix, name = path.suffix.lower(), str(path)
-    if suffix not in MANIFEST_SUFFIXES:
-        raise ScaError(
-            f"{path}: {suffix or 'no suffix'} is not a manifest's; expected "
-            f"{', '.join(MANIFEST_SUFFIXES)}"
-        )
+    if path.suffix.lower() != ".jsonl" or on_problem is None:
+        yield from manifest_rows(path, box_format)
+        return
     try:
-        if suffix == ".parquet":
-            yield from _parquet(path, name, box_format)
-            return
-        if suffix == ".json":
-            yield from coco_rows(path)
-            return
         with path.open("rb") as file:
-            if suffix == ".jsonl" and on_problem is not None:
-                yield from _past_problems(file, name, box_format, on_problem)
-            else:
-                readers = {".jsonl": _jsonl, ".txt": _txt, ".csv": _csv, ".tsv": _tsv}
-                yield from readers[suffix](file, name, box_format)
+            yield from _past_problems(file, str(path), box_format, on_problem)
     except OSError as error:
         raise ScaError(f"{path}: {error.strerror or error}") from None
 
@@ -86,7 +73,7 @@ def _past_problems(
     for _ in range(MOST_PROBLEMS):
         try:
             # Blank lines are passed over and counted: the reader goes on with the right numbers.
-            yield from _jsonl(chain(repeat(b"\n", read), lines), name, box_format)
+            yield from jsonl_rows(chain(repeat(b"\n", read), lines), name, box_format)
             return
         except ScaError as error:
             on_problem(str(error))

@@ -15,7 +15,8 @@ from typing import BinaryIO, Literal
 import polars as pl
 
 from sca_batch.data.cells import BoxFormat
-from sca_batch.data.manifest import MANIFEST_SUFFIXES, STDIN, is_manifest, read_manifest
+from sca_batch.data.manifest import STDIN, is_manifest, read_manifest
+from sca_batch.data.manifest_formats import MANIFEST_SUFFIXES
 from sca_batch.data.places import ARCHIVE_SUFFIXES, MEMBER, is_archive, list_archive, list_store
 from sca_batch.data.plan import LISTING_SCHEMA, Listing, Plan, make_plan
 from sca_batch.data.spool import Spool
