@@ -42,21 +42,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder")
     parser.add_argument("--scenes", type=int, default=300, help="of each kind")
     parser.add_argument("--automatic-scenes", type=int, default=50, help="of each kind; 0: none")
-    parser.add_argument("--points-per-side", type=int, default=32)
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.88)
-    parser.add_argument("--stability-score-thresh", type=float, default=0.95)
+    parser.add_argument("--points-per-side", type=int, help="as sca caption")
+    parser.add_argument("--pred-iou-thresh", type=float)
+    parser.add_argument("--stability-score-thresh", type=float)
     parser.add_argument("--num-beams", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = AutomaticMaskSettings(
-        points_per_side=arguments.points_per_side,
-        pred_iou_thresh=arguments.pred_iou_thresh,
-        stability_score_thresh=arguments.stability_score_thresh,
-    )
     art = load_art()
     model = load_checkpoint(arguments.model)
+    names = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
+    given = {name: getattr(arguments, name) for name in names}
+    settings = AutomaticMaskSettings.for_model(
+        model.config, **{name: value for name, value in given.items() if value is not None}
+    )
     results = {}
     for kind, styles in (("compositions", TRAIN_STYLES), ("style", HELD_OUT_STYLES)):
         begun = time.monotonic()

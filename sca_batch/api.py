@@ -69,7 +69,8 @@ def caption(
         task=task, prompt=prompt, num_beams=num_beams, max_new_tokens=max_new_tokens
     )
     regions = RegionSettings(
-        automatic=automatic or AutomaticMaskSettings(), keep_crop_embeddings=prompt == "point"
+        automatic=automatic or AutomaticMaskSettings.for_model(loaded.config),
+        keep_crop_embeddings=prompt == "point",
     )
     pipeline = Pipeline(loaded, ScaCaptioner(loaded, settings), regions, BatchSettings())
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""

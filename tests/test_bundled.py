@@ -63,17 +63,10 @@ def test_masks_of_given_boxes_fill_them(tiny, sample):
 
 def test_it_finds_regions_by_itself_in_every_composed_scene(tiny, sample):
     from sca_batch.api import caption
-    from sca_batch.regions.automatic import AutomaticMaskSettings
 
+    assert tiny.config.automatic_masks  # SAM's own settings are not for this SAM
     for row in sample:
-        record = caption(
-            MANIFESTS / row["uri"],
-            model=tiny,
-            num_beams=1,
-            automatic=AutomaticMaskSettings(
-                points_per_side=16, pred_iou_thresh=0.6, stability_score_thresh=0.85
-            ),
-        )
+        record = caption(MANIFESTS / row["uri"], model=tiny, num_beams=1)
         assert record.regions, row["uri"]
 
 

@@ -74,10 +74,11 @@ def caption(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
     """
     formats = _formats(options["formats"])
     if formats == {"jsonl"}:
+        _take_from_model(ctx, options, [])
         _print_lines(sources, options)
         return
     out = _output(options["output"] or _default_output(sources))
-    _take_from_run(ctx, options, out)
+    _take_from_model(ctx, options, _take_from_run(ctx, options, out))
     code = _caption_to_folder(sources, out, formats, options)
     ctx.exit(code)
 
@@ -109,17 +110,36 @@ def _default_output(sources: Sequence[str]) -> str:
     return f"{Path(first).resolve().stem or 'images'}-captions"
 
 
-def _take_from_run(ctx: click.Context, options: dict[str, Any], out: AnyPath) -> None:
-    """Options that were left out take the value of the run that is taken up again."""
+def _take_from_run(ctx: click.Context, options: dict[str, Any], out: AnyPath) -> list[str]:
+    """Options that were left out take the value of the run that is taken up again; which did."""
     if options["overwrite"] or not (out / "run.json").is_file():
-        return
+        return []
     from sca_batch.data.shards import read_run
 
     before = read_run(out).get("settings", {}).get("options", {})
-    for name in CONTENT_OPTIONS:
-        source = ctx.get_parameter_source(name)
-        if source is click.core.ParameterSource.DEFAULT and name in before:
-            options[name] = before[name]
+    taken = [name for name in CONTENT_OPTIONS if _was_left_out(ctx, name) and name in before]
+    options.update({name: before[name] for name in taken})
+    return taken
+
+
+def _take_from_model(ctx: click.Context, options: dict[str, Any], taken: list[str]) -> None:
+    """Options of automatic masks that nobody gave take the value that the model asks for."""
+    from dataclasses import asdict
+
+    from sca_batch.model.zoo import config_at_hand
+    from sca_batch.regions.automatic import AutomaticMaskSettings
+
+    config = config_at_hand(options["model"])
+    if config is None:
+        return
+    wanted = asdict(AutomaticMaskSettings.for_model(config))
+    for name in config.automatic_masks:
+        if _was_left_out(ctx, name) and name not in taken:
+            options[name] = wanted[name]
+
+
+def _was_left_out(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
 
 
 def _caption_to_folder(

@@ -203,7 +203,13 @@ region_options = section(
         help="Larger images fail as too_large.",
     ),
     *_sam_options(
-        ("points-per-side", int, 32, "Points on each side of the grid over the image."),
+        (
+            "points-per-side",
+            int,
+            32,
+            "Points on each side of the grid over the image. A model may have its own defaults for "
+            "these options: `sca model info`. sca-tiny does.",
+        ),
         ("pred-iou-thresh", float, 0.88, "Least IoU that SAM predicts for a mask."),
         ("stability-score-thresh", float, 0.95, "Least stability when the cut-off moves."),
         ("stability-score-offset", float, 1.0, "How far it moves, in logits."),

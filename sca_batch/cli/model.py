@@ -284,7 +284,11 @@ def _sizes(loaded: ScaModel) -> list[tuple[str, str]]:
     total, trainable = parameter_counts(loaded)
     return [
         ("image", f"{config.image_size} x {config.image_size} pixels"),
-        ("encoder", f"width {vision.hidden_size}, {vision.num_hidden_layers} layers"),
+        (
+            "encoder",
+            config.timm_vision_name + (", a pyramid" if config.timm_levels else "")
+            or f"width {vision.hidden_size}, {vision.num_hidden_layers} layers",
+        ),
         (
             "mixer",
             f"width {config.width}, {config.mixer_layers} layers, {config.num_caption_tokens} "
@@ -297,7 +301,17 @@ def _sizes(loaded: ScaModel) -> list[tuple[str, str]]:
             f"{text.vocab_size:,} tokens",
         ),
         ("parameters", f"{total:,}, of them {trainable:,} trainable"),
+        *(
+            [("automatic masks", _as_options(config.automatic_masks))]
+            if config.automatic_masks
+            else []
+        ),
     ]
+
+
+def _as_options(values: dict[str, float]) -> str:
+    """Defaults of the model as `sca caption` spells them."""
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
 
 
 def _shown_name(checkpoint: str) -> str:

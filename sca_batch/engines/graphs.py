@@ -3,6 +3,7 @@
 # Shape letters:  B images   R regions, from any number of images   S tokens of one prompt
 #                 T tokens of SAM's decoder   N image tokens   D prompt width   M masks (4)
 #                 H, W embedding grid   Q caption queries (heads x tokens)
+#                 E = D, or 4 D with high-res features
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    """Normalised, padded pixels (B, 3, S, S) -> image embeddings (B, D, H, W).
+    """Normalised, padded pixels (B, 3, S, S) -> image embeddings (B, E, H, W).
 
     Any encoder of the model: SAM's, a transformer of timm, or a convolutional network.
     """
@@ -118,7 +119,7 @@ class EncoderGraph(Graph):
 
 
 class DecoderGraph(Graph):
-    """SAM's two-way transformer for prompts of one image: tokens (R, T, D), features (R, N, D)."""
+    """SAM's two-way transformer for prompts of one image: tokens (R, T, D), features (R, N, E)."""
 
     def __init__(self, model: ScaModel) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class DecoderGraph(Graph):
 
 
 class UpscaleGraph(Graph):
-    """Tokens (R, T, D) and image tokens (R, N, D) -> low-res mask logits (R, M, 4H, 4W)."""
+    """Tokens (R, T, D) and image tokens (R, N, E) -> low-res mask logits (R, M, 4H, 4W)."""
 
     def __init__(self, model: ScaModel) -> None:
         super().__init__()

@@ -164,6 +164,9 @@ class ScaConfig:
     # with high-res features.
     timm_levels: tuple[int, ...] = ()
     domain: Domain | None = None  # of a model that is narrow enough to say so
+    # What SAM's automatic mask generation runs with for this model unless it is told otherwise,
+    # under SAM's names; SAM's defaults for what is not named.
+    automatic_masks: dict[str, float] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -225,6 +228,7 @@ class ScaConfig:
         return {
             **self._class_dict(),
             **({} if self.domain is None else {"domain": asdict(self.domain)}),
+            **({"automatic_masks": self.automatic_masks} if self.automatic_masks else {}),
             "num_task_tokens": self.num_task_tokens,
             "use_decoder_only_language_model": True,
             "initializer_range": 0.02,
@@ -273,6 +277,7 @@ def config_from_dict(raw: dict[str, Any], *, where: str) -> ScaConfig:
                 else ()
             ),
             domain=None if raw.get("domain") is None else Domain(**raw["domain"]),
+            automatic_masks=dict(raw.get("automatic_masks") or {}),
             raw=raw,
         )
     except KeyError as error:

@@ -68,7 +68,10 @@ class PromptableSam(nn.Module):
         return device
 
     def encode_image(self, pixels_B3SS: Tensor) -> Tensor:
-        """Normalised, padded pixels -> image embeddings (B, D, H, W), float32."""
+        """Normalised, padded pixels -> image embeddings (B, E, H, W), float32.
+
+        E is `config.embedding_width`: D, and high-res features behind it where there are any.
+        """
         if engine := self.engines.get("encoder"):
             (embedding_BDHW,) = engine(pixels_B3SS)
             return embedding_BDHW
@@ -87,7 +90,7 @@ class PromptableSam(nn.Module):
         labels_RP: Tensor | None = None,
         masks_R1HW: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, D).
+        """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, E).
 
         `image_R` says which image each region is of, int64; without it there is one image. See
         `encode_prompts` for the prompts.

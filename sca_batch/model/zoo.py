@@ -15,6 +15,7 @@ import torch
 
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint
+from sca_batch.model.config import ScaConfig, read_config
 from sca_batch.model.parts import compose
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
@@ -26,6 +27,7 @@ __all__ = [
     "Composition",
     "ModelFacts",
     "bundled_folder",
+    "config_at_hand",
     "fetch_part",
     "load_model",
     "locate",
@@ -179,6 +181,20 @@ def _of_training_run(folder: Path) -> Path:
             "Go on with sca train ... --resume"
         )
     return folder / "model"
+
+
+def config_at_hand(name_or_path: str | Path) -> ScaConfig | None:
+    """A model's configuration where its folder is here; None where it would have to be fetched.
+
+    Raises:
+        ScaError: the folder's config.json is not one.
+    """
+    name = str(name_or_path)
+    if name in MODELS and MODELS[name].bundled:
+        return read_config(bundled_folder(name))
+    if Path(name).is_dir():
+        return read_config(_of_training_run(Path(name)))
+    return None
 
 
 def bundled_folder(name: str) -> Path:

@@ -38,6 +38,7 @@ from sca_batch.boxes import (
 )
 from sca_batch.errors import ScaError
 from sca_batch.images import preprocess
+from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Region, Rle
 from sca_batch.regions.masks import (
@@ -74,6 +75,22 @@ class AutomaticMaskSettings:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
+
+    @classmethod
+    def for_model(cls, config: ScaConfig, **options: float) -> AutomaticMaskSettings:
+        """These options, else what the model says of itself, else SAM's defaults.
+
+        Raises:
+            ScaError: the model names an option that SAM's generator does not have, or a bad value.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(config.automatic_masks.keys() - known)
+        if unknown:
+            raise ScaError(
+                f"config.json: automatic_masks names {unknown[0]!r}; expected some of "
+                f"{', '.join(sorted(known))}"
+            )
+        return cls(**{**config.automatic_masks, **options})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +36,17 @@ class Done:
 
 @pytest.fixture
 def sca(tmp_path, shapes_folder, monkeypatch, capfd):
-    """Runs `sca ARGUMENTS` in a folder; `caption` gets the shapes model and its settings."""
+    """Runs `sca ARGUMENTS` in a folder; `caption` gets the shapes model and its settings.
+
+    `plain` leaves the settings out.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, code=0, stdin=None):
+    def run(*arguments, code=0, stdin=None, plain=False):
         typed = list(map(str, arguments))
         if typed[0] == "caption" and "--model" not in typed:
             typed += ["--model", str(shapes_folder)]
-        if typed[0] == "caption":
+        if typed[0] == "caption" and not plain:
             typed += [a for pair in SMALL.items() if pair[0] not in typed for a in pair]
         if stdin is not None:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
@@ -149,6 +153,28 @@ def test_a_dry_run_writes_nothing(sca, shapes_images, tmp_path):
     done = sca("caption", "images", "--dry-run")
     assert "Would caption 3 images" in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
+
+
+def test_a_model_may_have_its_own_defaults_for_automatic_masks(sca, shapes_images, tmp_path):
+    own = "16 x 16 points, predicted IoU > 0.6, stability >= 0.85"
+    dry = ("caption", "images", "--dry-run", "--model", "sca-tiny")
+    assert own in sca(*dry, plain=True).stdout
+    given = sca(*dry, "--pred-iou-thresh", "0.7", plain=True)
+    assert "16 x 16 points, predicted IoU > 0.7, stability >= 0.85" in given.stdout
+    assert "--points-per-side 16 --pred-iou-thresh 0.6" in sca("model", "info", "sca-tiny").stdout
+
+
+def test_a_model_that_asks_for_what_sam_does_not_have_is_refused(sca, shapes_images, shapes_folder):
+    spoiled = Path("spoiled")
+    shutil.copytree(shapes_folder, spoiled)
+    config = json.loads((spoiled / "config.json").read_text())
+    for wrong, expected in (
+        ({"points": 3}, "automatic_masks names 'points'; expected some of box_nms_thresh"),
+        ({"points_per_side": 0}, "--points-per-side is 0"),
+    ):
+        (spoiled / "config.json").write_text(json.dumps(config | {"automatic_masks": wrong}))
+        done = sca("caption", "images", "--dry-run", "--model", "spoiled", code=2, plain=True)
+        assert expected in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import Scene, compose_scene
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, Validation
-from sca_batch.train.tiny.domain import measure_domain
+from sca_batch.train.tiny.domain import AUTOMATIC_MASKS, measure_domain
 from sca_batch.train.tiny.recipes import SceneCaptionRecipe
 from sca_batch.train.tiny.sam_batches import coverage, jittered
 from sca_batch.train.tiny.sam_losses import pooled_embedding
@@ -233,6 +233,7 @@ class SceneCaptionTask(CaptionTask):
             self.model.config.image_size,
             first=self.scene_recipe.validation_images,
         )
+        self.model.config = replace(self.model.config, automatic_masks=dict(AUTOMATIC_MASKS))
         domain = measure_domain(self.model.eval(), scenes)
         self.model.config = replace(self.model.config, domain=domain)
         # Half precision is a matter of size: 2e-4 in a logit of a mask.
