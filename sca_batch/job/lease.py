@@ -21,7 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from sca_batch.errors import ScaError
-from sca_batch.stores import StoreError, StorePath
+from sca_batch.stores import StorePath
 
 __all__ = ["EXPIRES_S", "RENEWED_EVERY_S", "Lease", "leased"]
 
@@ -77,7 +77,7 @@ class Lease:
                     return
                 self._beat += 1
                 self.path.write_bytes(self._content())
-            except (StoreError, OSError):
+            except (ScaError, OSError):
                 continue  # the next one may pass; whoever takes over is found then
 
 
