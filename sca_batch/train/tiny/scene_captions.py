@@ -78,14 +78,13 @@ class SceneCaptionStep(nn.Module):
         assert batch.pixels_B3SS is not None
         assert batch.cover_RYX is not None
         with torch.no_grad():
-            embedding_BDHW = model.encode_image(batch.pixels_B3SS)
+            # Without high-res features, which no caption reads.
+            embedding_BDHW = model.encode_image(batch.pixels_B3SS)[:, : model.config.width]
             tokens_RTD, features_RND = model.fuse_prompts(
                 embedding_BDHW, image_R=batch.image_R, boxes_R4=batch.boxes_R4
             )
             cover_RYX = batch.cover_RYX.float() / 255
-            average_RD = pooled_embedding(
-                embedding_BDHW[:, : model.config.width], cover_RYX, batch.image_R
-            )
+            average_RD = pooled_embedding(embedding_BDHW, cover_RYX, batch.image_R)
         queries_RCQD = _mixed(model, tokens_RTD, features_RND, batch.cells_pooled)
         prefix_RPE = model.prefix(queries_RCQD, batch.tasks)
         logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
