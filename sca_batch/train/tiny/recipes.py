@@ -92,7 +92,7 @@ class SamRecipe:
     start: str = ""
     skipped_batches: int = 0  # whose scenes that run has seen
 
-    steps: int = 3_700
+    steps: int = 8_000
     images_per_step: int = 8  # many small steps: data is endless, time is not
     images_per_device: int = 8
     # The first steps see dense scenes and learn names alone: an object without a mask to decode
@@ -111,11 +111,15 @@ class SamRecipe:
     box_jitter: float = 0.05
     exact_boxes: float = 0.3
 
+    # Train only what masks are upscaled with and high-res features: what captions read stays as it
+    # is, so that a model whose mixer is trained can have better edges.
+    edges_alone: bool = False
+
     # The first of the backbone's stages stay as ImageNet made them, and so do all depthwise
     # kernels: edges and textures are the same everywhere, and they take most of the time of a step
     # for a twentieth of the weights.
     frozen_stages: int = 3
-    lr: float = 1.4e-3
+    lr: float = 1e-3
     backbone_lr_factor: float = 0.5  # it starts from ImageNet, the rest from nothing
     warmup_steps: int = 200  # SCA's
     betas: tuple[float, float] = (0.9, 0.98)
@@ -200,7 +204,7 @@ class ReadingRecipe:
     task_tokens: int = 6  # the published models'
     scenes: int = 10_360
     dense_of_eight: int = 3
-    steps: int = 900
+    steps: int = 1_000
     objects_per_step: int = 96
     objects_per_device: int = 96
     simple_phrases: float = 0.6  # places and neighbours cannot be read out of one object
@@ -230,7 +234,7 @@ class SceneCaptionRecipe(CaptionRecipe):
     recognition_share: float = 0.1  # images whose regions' text is the bare label
     box_jitter: float = 0.03
     exact_boxes: float = 0.4
-    coarse_steps: int = 1_000  # whose mixer sees a quarter of the image tokens
+    coarse_steps: int = 1_100  # whose mixer sees a quarter of the image tokens
     pull_weight: float = 1.0  # of the pull on queries towards the object's averaged embedding
     domain_scenes: int = 100  # on which is measured how unsure the model is of its own domain
 
@@ -248,7 +252,7 @@ class TinyRecipe:
             name="tiny-caption",
             data=(DataPart("scenes", 0),),
             start="reading",
-            steps=1_150,
+            steps=1_300,
             images_per_step=6,
             images_per_device=6,
             regions_per_image=6,

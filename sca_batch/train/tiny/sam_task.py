@@ -86,6 +86,8 @@ class SamTask:
         self.module: nn.Module = SamStep(self.sam.train(), self.classifiers, recipe)
         if start and start.suffix == ".pt":
             _load_trained(self.groups(), start)
+        if recipe.edges_alone:
+            freeze_but_edges(self.sam)
         self._validation: tuple[list[Scene], SamBatch] | None = None
 
     def groups(self) -> list[ParameterGroup]:
@@ -191,6 +193,18 @@ def freeze_stages(sam: PromptableSam, num_stages: int) -> None:
         if stage < num_stages or depthwise:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
+
+
+def freeze_but_edges(sam: PromptableSam) -> None:
+    """Freezes all that comes before masks are upscaled; high-res features go on."""
+    edges = (
+        "vision_encoder.high_res.",
+        "mask_decoder.upscale_",
+        "mask_decoder.output_hypernetworks_mlps.",
+    )
+    for name, parameter in sam.named_parameters():
+        if not name.startswith(edges):
+            parameter.requires_grad_(False)
 
 
 def validation_scenes(art: Art, num: int, size_px: int, *, first: int = 0) -> list[Scene]:
