@@ -108,10 +108,10 @@ def train(
     weak-objects365, weak-mix, weak-finetune, and encoder-NAME and encoder-NAME-sam-mixer for
     clip336, clip224, eva02, dinov2 and mae. docs/TRAINING.md says how to reproduce the paper.
 
-    The recipe tiny makes the bundled model, on composed scenes of pictograms, in four stages
-    that are recipes too: tiny-language, tiny-sam, tiny-reading (--set sam=DIR --set
-    language_model=DIR) and tiny-caption (--set start=DIR). Its art is fetched once with npm.
-    Training needs the extra: pip install 'sca[train]'.
+    The recipe tiny makes the bundled model, on composed scenes of pictograms, in five stages
+    that are recipes too: tiny-language, tiny-sam, tiny-edges (--set start=FILE.pt), tiny-reading
+    (--set sam=DIR --set language_model=DIR) and tiny-caption (--set start=DIR). Its art is fetched
+    once with npm. Training needs the extra: pip install 'sca[train]'.
 
     SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
     checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to

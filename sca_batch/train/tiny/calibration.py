@@ -105,6 +105,7 @@ def _fit(head: nn.Module, tokens_RD: Tensor, truth_RM: Tensor) -> tuple[float, f
 
     with torch.no_grad():
         before = error(slice(None)).item()
+    head.requires_grad_(True)  # a stage may have frozen it
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(0)
     num_steps = EPOCHS * max(1, len(tokens_RD) // BATCH)

@@ -18,14 +18,12 @@ from sca_batch.train.tiny.recipes import (
     ReadingRecipe,
     SamRecipe,
     SamSizes,
-    SceneCaptionRecipe,
+    Stage,
     TinyRecipe,
 )
-from sca_batch.train.tiny.sam_task import freeze_stages
+from sca_batch.train.tiny.sam_task import freeze_but_edges, freeze_stages
 
 __all__ = ["preview_stages"]
-
-Stage = LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
 
 
 def preview_stages(recipe: TinyRecipe | Stage) -> Iterator[str]:
@@ -33,8 +31,7 @@ def preview_stages(recipe: TinyRecipe | Stage) -> Iterator[str]:
     if not isinstance(recipe, TinyRecipe):
         yield from _preview(recipe, TINY.sam.sizes, TINY.language.sizes)
         return
-    stages: tuple[Stage, ...] = (recipe.language, recipe.sam, recipe.reading, recipe.caption)
-    for number, stage in enumerate(stages, start=1):
+    for number, stage in enumerate(recipe.stages, start=1):
         yield f"stage {number}: {stage.name}"
         for line in _preview(stage, recipe.sam.sizes, recipe.language.sizes):
             yield f"  {line}"
@@ -58,6 +55,8 @@ def _preview(stage: Stage, sam: SamSizes, language: LanguageSizes) -> Iterator[s
         with torch.device("meta"):
             empty = PromptableSam(stage.sizes.config())
         freeze_stages(empty, stage.frozen_stages)
+        if stage.edges_alone:
+            freeze_but_edges(empty)
         yield from _counted({name: part.parameters() for name, part in empty.named_children()})
         shares = stage.images_per_step // stage.images_per_device
         naming = stage.naming_steps * shares * stage.naming_images_per_device

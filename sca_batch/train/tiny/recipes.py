@@ -1,4 +1,4 @@
-"""Recipes of the bundled model: four stages, every number with its reason or source."""
+"""Recipes of the bundled model: five stages, every number with its reason or source."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "SamRecipe",
     "SamSizes",
     "SceneCaptionRecipe",
+    "Stage",
     "TinyRecipe",
 ]
 
@@ -239,6 +240,9 @@ class SceneCaptionRecipe(CaptionRecipe):
     domain_scenes: int = 100  # on which is measured how unsure the model is of its own domain
 
 
+Stage = LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
+
+
 @dataclass(frozen=True, slots=True)
 class TinyRecipe:
     """All of the bundled model, one stage after another."""
@@ -246,6 +250,25 @@ class TinyRecipe:
     name: str = "tiny"
     language: LanguageRecipe = field(default_factory=LanguageRecipe)
     sam: SamRecipe = field(default_factory=SamRecipe)
+    edges: SamRecipe = field(
+        default_factory=lambda: SamRecipe(
+            name="tiny-edges",
+            start="sam/checkpoints/step-00008000.pt",
+            skipped_batches=8_000,
+            edges_alone=True,
+            steps=650,
+            naming_steps=0,
+            # An image that is encoded without a gradient is cheap: more prompts for each.
+            named_images_per_device=0,
+            boxes_per_image=4,
+            points_per_image=3,
+            restyled_share=0.1,
+            lr=8e-4,
+            warmup_steps=20,
+            label_weight=0.0,
+            validate_every=325,
+        )
+    )
     reading: ReadingRecipe = field(default_factory=ReadingRecipe)
     caption: SceneCaptionRecipe = field(
         default_factory=lambda: SceneCaptionRecipe(
@@ -269,9 +292,12 @@ class TinyRecipe:
         )
     )
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In their order."""
+        return self.language, self.sam, self.edges, self.reading, self.caption
+
 
 TINY = TinyRecipe()
-AnyTinyRecipe = TinyRecipe | LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
-TINY_RECIPES: dict[str, AnyTinyRecipe] = {
-    recipe.name: recipe for recipe in (TINY, TINY.language, TINY.sam, TINY.reading, TINY.caption)
-}
+AnyTinyRecipe = TinyRecipe | Stage
+TINY_RECIPES: dict[str, AnyTinyRecipe] = {recipe.name: recipe for recipe in (TINY, *TINY.stages)}

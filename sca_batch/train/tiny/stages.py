@@ -28,15 +28,13 @@ from sca_batch.train.tiny.recipes import (
     LanguageRecipe,
     ReadingRecipe,
     SamRecipe,
-    SceneCaptionRecipe,
+    Stage,
     TinyRecipe,
 )
 from sca_batch.train.tiny.sam_task import SamTask, sam_settings
 from sca_batch.train.tiny.scene_captions import SceneCaptionTask, mixer_from_decoder
 
 __all__ = ["StageOptions", "train_stage", "train_tiny"]
-
-Stage = LanguageRecipe | SamRecipe | ReadingRecipe | SceneCaptionRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class StageOptions:
 
 
 def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
-    """Trains the stages into `out/language`, `sam`, `reading` and `caption`, one after another.
+    """Trains the stages into `out/language`, `sam`, `edges`, `reading` and `caption`, in a row.
 
     Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
     that has ended is left alone and the next one that has not goes on. The last one's model is
@@ -62,10 +60,12 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
         ScaError: as `engine.run_task` and `art.load_art` say.
     """
     art = load_art(styles=TRAIN_STYLES)
-    sam, language_model = str(out / "sam/model"), str(out / "language/model")
+    sam, language_model = str(out / "edges/model"), str(out / "language/model")
+    last_of_sam = out / "sam/checkpoints" / f"step-{recipe.sam.steps:08d}.pt"
     stages: tuple[Stage, ...] = (
         recipe.language,
         recipe.sam,
+        replace(recipe.edges, start=str(last_of_sam), skipped_batches=recipe.sam.steps),
         replace(recipe.reading, sam=sam, language_model=language_model),
         replace(recipe.caption, start=str(out / "reading/model")),
     )
