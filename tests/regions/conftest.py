@@ -19,7 +19,8 @@ from segment_anything.modeling import (
 from segment_anything.modeling.common import LayerNorm2d
 
 from sca_batch.images import preprocess
-from sca_batch.model.checkpoint import _renamed, load_checkpoint
+from sca_batch.model.checkpoint import load_checkpoint
+from sca_batch.model.parts import _renamed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
