@@ -24,7 +24,7 @@ from sca_batch.train.optimization import (
     parameter_groups,
     select_trainable,
 )
-from sca_batch.train.processes import gathered, leave_signals_to_main
+from sca_batch.train.processes import begin_batch_worker, gathered
 from sca_batch.train.region_batches import RegionBatches
 from sca_batch.train.region_samples import CaptionBatch
 from sca_batch.train.start import copy_tokenizer
@@ -153,7 +153,7 @@ class CaptionTask:
                 sampler=numbers,
                 num_workers=recipe.workers,
                 prefetch_factor=2 if recipe.workers else None,
-                worker_init_fn=leave_signals_to_main,
+                worker_init_fn=begin_batch_worker,
             )
         )
 

@@ -6,12 +6,13 @@ import os
 import signal
 from typing import Any
 
+import cv2
 import torch
 
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.train.task import RunSettings
 
-__all__ = ["gathered", "leave_signals_to_main", "open_accelerator", "summed"]
+__all__ = ["begin_batch_worker", "gathered", "open_accelerator", "summed"]
 
 
 def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
@@ -71,10 +72,13 @@ def summed(accelerator: Any, values: list[float]) -> list[float]:
     return [float(value) for value in total]
 
 
-def leave_signals_to_main(worker: int) -> None:
+def begin_batch_worker(worker: int) -> None:
     """For processes that make batches: a signal to the whole group is the main one's to answer.
 
     Otherwise Ctrl-C, or a scheduler's SIGTERM, would end them before the step that waits for them.
+    OpenCV gets one thread in each: with one for every core, sixteen processes on sixteen cores
+    would mostly wait for each other.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(1)

@@ -1,14 +1,20 @@
-"""What needs an NVIDIA GPU. Not yet run on one: `benchmarks/gpu.sh` is how to."""
+"""What needs an NVIDIA GPU: `benchmarks/gpu.sh` runs it."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from sca_batch import caption
+from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
 from sca_batch.engines import load_plan, use_engines
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.engines.plans import BACKENDS, read_plans, tensorrt_flavour, this_machine
 from sca_batch.engines.recipes import Recipe
+from sca_batch.images import read_image
+from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.records import ImageRef, Prompt
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +57,49 @@ def test_float32_on_a_gpu_is_float32_on_a_cpu(on_gpu, shapes_model):
     found = build_graph(on_gpu, "mixer")(*(value.cuda() for value in inputs))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_gpu_finds_the_regions_of_a_cpu_and_says_the_same_of_them(
+    on_gpu, shapes_model, shapes_settings, shapes_images
+):
+    for image in sorted(shapes_images.iterdir()):
+        ours = caption(image, model=on_gpu, automatic=shapes_settings)
+        theirs = caption(image, model=shapes_model, automatic=shapes_settings)
+        assert len(ours.regions) == len(theirs.regions) > 0
+        for one, other in zip(ours.regions, theirs.regions, strict=True):
+            np.testing.assert_allclose(one.region.box_xyxy, other.region.box_xyxy, atol=2)
+            assert one.caption.text == other.caption.text
+
+
+def test_too_little_memory_makes_batches_smaller_and_changes_nothing(on_gpu, shapes_images, caplog):
+    image = read_image(str(shapes_images / "shapes-2.png"))
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 90, (4_000, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 38, (4_000, 2))], axis=1)
+    prompts = tuple(Prompt(box_xyxy=tuple(box)) for box in boxes.tolist())
+    ref = ImageRef(1, "shapes", "shapes", "shapes", prompts=prompts)
+
+    def captions():
+        captioner = ScaCaptioner(on_gpu, CaptionSettings(num_beams=1, max_new_tokens=4))
+        pipeline = Pipeline(on_gpu, captioner, RegionSettings(), BatchSettings(caption_batch=4_000))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        record = pipeline.run_one(ref, image)
+        return [region.caption.text for region in record.regions]
+
+    expected = captions()
+    total = torch.cuda.get_device_properties(0).total_memory
+    held, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()
+    assert "Out of memory" not in caplog.text
+    torch.cuda.set_per_process_memory_fraction((held + (most - held) * 0.4) / total)
+    try:
+        found = captions()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "Out of memory: --caption-batch is 2000 for now" in caplog.text
+    assert len(found) == 4_000
+    # Batches of other sizes are multiplied in another order: a tie may fall otherwise.
+    assert np.mean([ours == theirs for ours, theirs in zip(found, expected, strict=True)]) > 0.99
 
 
 @pytest.mark.tensorrt

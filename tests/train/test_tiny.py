@@ -42,8 +42,13 @@ from sca_batch.train.tiny.sam_batches import (  # noqa: E402
     coverage,
     in_other_colours,
 )
-from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses  # noqa: E402
-from sca_batch.train.tiny.sam_losses import build_classifiers, mask_losses, sam_losses  # noqa: E402
+from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses, in_rows  # noqa: E402
+from sca_batch.train.tiny.sam_losses import (  # noqa: E402
+    as_pixels,
+    build_classifiers,
+    mask_losses,
+    sam_losses,
+)
 from sca_batch.train.tiny.sam_task import SamTask, freeze_stages  # noqa: E402
 from sca_batch.train.tiny.scene_captions import (  # noqa: E402
     caption_sample,
@@ -240,7 +245,7 @@ def test_the_configuration_survives_its_file():
 
 def test_what_is_frozen_is_the_first_stages_and_the_depthwise_kernels(art):
     empty = PromptableSam(SMALL.config())
-    freeze_stages(empty, 3)
+    freeze_stages(empty, 3, depthwise=True)
     state = {n: p.requires_grad for n, p in empty.vision_encoder.backbone.named_parameters()}
     assert not state["conv_stem.weight"]
     assert not state["blocks.2.0.conv_pw.weight"]
@@ -248,6 +253,9 @@ def test_what_is_frozen_is_the_first_stages_and_the_depthwise_kernels(art):
     assert state["blocks.3.0.conv_pw.bias"]
     assert not state["blocks.3.0.conv_dw.weight"]
     assert not state["blocks.3.0.conv_dw.bias"]
+    free = PromptableSam(SMALL.config())
+    freeze_stages(free, 0, depthwise=False)
+    assert all(parameter.requires_grad for parameter in free.vision_encoder.backbone.parameters())
 
 
 # Batches and losses
@@ -261,20 +269,54 @@ def test_a_batch_follows_from_its_number_alone(art):
             torch.testing.assert_close(getattr(first, item.name), getattr(again, item.name))
     assert first.seeds == again.seeds
     assert not set(first.seeds) & set(other.seeds)
-    assert not torch.equal(first.pixels_B3SS, other.pixels_B3SS)
+    assert not torch.equal(first.images_BSS3, other.images_BSS3)
 
 
 def test_the_first_batches_have_names_and_no_prompts(art):
     batches = SamBatches(SAM, art)
-    assert len(batches[0].pixels_B3SS) == 3
+    assert len(batches[0].images_BSS3) == 3
     assert len(batches[0].boxes_R4) == 0
-    assert len(batches[2].pixels_B3SS) == 3
+    assert len(batches[2].images_BSS3) == 3
     assert batches[2].object_BP.shape == (2, 5)
     assert int(batches[2].image_N.max()) == 2
 
 
-def test_prompts_mean_what_lies_under_them(art):
-    recipe = dataclasses.replace(SAM, naming_steps=0, exact_boxes=1.0)
+def test_a_batch_of_two_views_has_every_scene_mirrored_as_well(art):
+    recipe = dataclasses.replace(
+        SAM,
+        naming_steps=0,
+        views=2,
+        images_per_device=4,
+        named_images_per_device=0,
+        dense_images_per_device=2,
+        restyled_share=0.0,
+    )
+    batch = SamBatches(recipe, art)[0]
+    assert batch.seeds[0] == batch.seeds[1] != batch.seeds[2] == batch.seeds[3]
+    assert torch.equal(batch.images_BSS3[0], batch.images_BSS3[1].flip(1))
+    covers = [batch.cover_NYX[batch.image_N == image] for image in range(2)]
+    assert torch.equal(covers[0], covers[1].flip(2))
+    names = [batch.label_N[batch.image_N == image] for image in range(2)]
+    assert torch.equal(*names)
+
+
+def test_images_become_what_a_model_is_given(art):
+    scene = compose_scene(5, art, size_px=64)
+    pixels = as_pixels(torch.from_numpy(scene.image)[None])
+    assert torch.equal(pixels, torch.from_numpy(preprocess(scene.image, 64))[None])
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_objects_stand_in_rows_of_their_images():
+    image, values = torch.tensor([0, 0, 2, 2, 2]), torch.arange(1.0, 6)
+    padded, row = in_rows(values, image, 4)
+    assert padded.tolist() == [[1, 2, 0], [0, 0, 0], [3, 4, 5], [0, 0, 0]]
+    assert padded[image, row].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_prompts_mean_what_lies_under_them(art, views):
+    recipe = dataclasses.replace(SAM, naming_steps=0, exact_boxes=1.0, views=views)
     batch = SamBatches(recipe, art)[0]
     boxes = batch.boxes_R4.reshape(2, -1, 4)
     points = batch.points_P2.reshape(2, -1, 2)

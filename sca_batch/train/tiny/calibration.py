@@ -69,14 +69,16 @@ def _of_scene(model: PromptableSam, scene: Scene) -> tuple[Tensor, Tensor, list[
     Also the full logits of some good masks.
     """
     size = model.config.image_size
-    embedding = model.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
+    device = model.device
+    pixels = torch.from_numpy(preprocess(scene.image, size))[None]
+    embedding = model.encode_image(pixels.to(device))
     steps = (np.arange(POINTS_PER_SIDE) + 0.5) * size / POINTS_PER_SIDE
     points = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 1, 2)
     prompts = (
-        model.fuse_prompts(embedding, points_RP2=torch.from_numpy(points)),
-        model.fuse_prompts(embedding, boxes_R4=torch.from_numpy(scene.boxes_xyxy)),
+        model.fuse_prompts(embedding, points_RP2=torch.from_numpy(points).to(device)),
+        model.fuse_prompts(embedding, boxes_R4=torch.from_numpy(scene.boxes_xyxy).to(device)),
     )
-    objects_NP = torch.from_numpy(scene.masks).flatten(1).float()
+    objects_NP = torch.from_numpy(scene.masks).to(device).flatten(1).float()
     ious, good = [], []
     for tokens, features in prompts:
         logits_RMP = nn.functional.interpolate(
@@ -112,7 +114,8 @@ def _fit(head: nn.Module, tokens_RD: Tensor, truth_RM: Tensor) -> tuple[float, f
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     with torch.enable_grad():
         for _ in range(num_steps):
-            loss = error(torch.randint(len(tokens_RD), (BATCH,), generator=generator))
+            rows = torch.randint(len(tokens_RD), (BATCH,), generator=generator)
+            loss = error(rows.to(tokens_RD.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -47,8 +47,9 @@ def image_logprob(model: ScaModel, rgb_HW3: np.ndarray) -> float | None:
         return None
     size, size_hw = model.config.image_size, (rgb_HW3.shape[0], rgb_HW3.shape[1])
     boxes = np.array([proposal.region.box_xyxy for proposal in proposals], np.float64)
-    embedding = model.encode_image(torch.from_numpy(preprocess(rgb_HW3, size))[None])
+    pixels = torch.from_numpy(preprocess(rgb_HW3, size))[None]
     boxes_R4 = torch.from_numpy(to_model_frame(boxes, size_hw, size))
-    queries = model.region_queries(embedding, boxes_R4=boxes_R4).queries
+    embedding = model.encode_image(pixels.to(model.device))
+    queries = model.region_queries(embedding, boxes_R4=boxes_R4.to(model.device)).queries
     found = model.generate(queries, num_beams=NUM_BEAMS)
     return float(np.mean([heads[0][0].logprob for heads in found]))

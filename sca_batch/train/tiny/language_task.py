@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sca_batch.train.optimization import ParameterGroup
-from sca_batch.train.processes import leave_signals_to_main
+from sca_batch.train.processes import begin_batch_worker
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import Losses, RunSettings, Validation, settings_of
 from sca_batch.train.tiny.language_documents import (
@@ -115,7 +115,7 @@ class LanguageTask:
                 sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=leave_signals_to_main,
+                worker_init_fn=begin_batch_worker,
             )
         )
 

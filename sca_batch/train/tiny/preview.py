@@ -54,7 +54,7 @@ def _preview(stage: Stage, sam: SamSizes, language: LanguageSizes) -> Iterator[s
     elif isinstance(stage, SamRecipe):
         with torch.device("meta"):
             empty = PromptableSam(stage.sizes.config())
-        freeze_stages(empty, stage.frozen_stages)
+        freeze_stages(empty, stage.frozen_stages, depthwise=stage.frozen_depthwise)
         if stage.edges_alone:
             freeze_but_edges(empty)
         yield from _counted({name: part.parameters() for name, part in empty.named_children()})

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +22,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sca_batch.data.atomic import writing
-from sca_batch.images import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
+from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import PromptableSam, ScaModel, caption_loss
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
 from sca_batch.train.optimization import ParameterGroup
-from sca_batch.train.processes import leave_signals_to_main
+from sca_batch.train.processes import begin_batch_worker
 from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import compose_scene
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
 from sca_batch.train.tiny.recipes import ReadingRecipe
 from sca_batch.train.tiny.sam_batches import coverage
-from sca_batch.train.tiny.sam_losses import pooled_embedding
+from sca_batch.train.tiny.sam_losses import as_pixels, pooled_embedding
 from sca_batch.train.tiny.scoring import names_concept
 
 __all__ = ["Objects", "ReadingTask", "read_objects", "reading_settings", "write_objects"]
@@ -91,32 +91,69 @@ def write_objects(
     features: list[Tensor] = []
     labels: list[str] = []
     phrases: list[tuple[str, ...]] = []
-    size, cells = sam.config.image_size, 4 * sam.config.grid_size
-    for first in range(0, recipe.scenes, SCENES_AT_ONCE):
-        scenes = [
-            compose_scene(
-                FIRST_SEED + first + i,
-                art,
-                size_px=size,
-                layout="dense" if i < recipe.dense_of_eight else "natural",
-            )
-            for i in range(SCENES_AT_ONCE)
-        ]
-        pixels = torch.from_numpy(np.stack([preprocess(scene.image, size) for scene in scenes]))
-        embedding = sam.encode_image(pixels.contiguous(memory_format=torch.channels_last))
-        cover = np.concatenate([coverage(scene.masks, cells) for scene in scenes])
-        image_N = torch.tensor([b for b, scene in enumerate(scenes) for _ in scene.masks])
-        cover_NYX = torch.from_numpy(cover).float() / 255
-        features.append(
-            pooled_embedding(embedding[:, : sam.config.width], cover_NYX, image_N).half()
-        )
-        labels += [name for scene in scenes for name in scene.concepts]
-        phrases += [captions for scene in scenes for captions in scene.captions]
-        if (first // SCENES_AT_ONCE) % 50 == 49:
-            report(f"Encoded {first + SCENES_AT_ONCE:,} of {recipe.scenes:,} scenes")
+    for number, made in enumerate(_scenes_of(recipe, art, sam.config)):
+        embedding = sam.encode_image(as_pixels(made.images_BSS3.to(sam.device)))
+        cover_NYX = made.cover_NYX.to(sam.device).float() / 255
+        image_N = made.image_N.to(sam.device)
+        pooled_ND = pooled_embedding(embedding[:, : sam.config.width], cover_NYX, image_N)
+        features.append(pooled_ND.half().cpu())
+        labels += made.labels
+        phrases += made.phrases
+        if number % 50 == 49:
+            report(f"Encoded {(number + 1) * SCENES_AT_ONCE:,} of {recipe.scenes:,} scenes")
     texts = json.dumps({"labels": labels, "phrases": phrases}, ensure_ascii=False)
     with writing(path) as file:
         torch.save({"features": torch.cat(features), "texts": texts}, file)
+
+
+class _Scenes(NamedTuple):
+    """Scenes on their way from the process that composed them."""
+
+    images_BSS3: Tensor
+    cover_NYX: Tensor
+    image_N: Tensor
+    labels: tuple[str, ...]
+    phrases: tuple[tuple[str, ...], ...]
+
+
+class _SceneGroups(Dataset[_Scenes]):
+    """Every `SCENES_AT_ONCE` scenes, made from their number alone."""
+
+    def __init__(self, recipe: ReadingRecipe, art: Art, config: ScaConfig) -> None:
+        self.recipe, self.art, self.config = recipe, art, config
+
+    def __getitem__(self, number: int) -> _Scenes:
+        scenes = [
+            compose_scene(
+                FIRST_SEED + number * SCENES_AT_ONCE + i,
+                self.art,
+                size_px=self.config.image_size,
+                layout="dense" if i < self.recipe.dense_of_eight else "natural",
+            )
+            for i in range(SCENES_AT_ONCE)
+        ]
+        cells = 4 * self.config.grid_size
+        return _Scenes(
+            torch.from_numpy(np.stack([scene.image for scene in scenes])),
+            torch.from_numpy(np.concatenate([coverage(scene.masks, cells) for scene in scenes])),
+            torch.tensor([b for b, scene in enumerate(scenes) for _ in scene.masks]),
+            tuple(name for scene in scenes for name in scene.concepts),
+            tuple(captions for scene in scenes for captions in scene.captions),
+        )
+
+
+def _scenes_of(recipe: ReadingRecipe, art: Art, config: ScaConfig) -> Iterator[_Scenes]:
+    """All of the recipe's scenes; a last group that is not whole is left out."""
+    return iter(
+        DataLoader(
+            _SceneGroups(recipe, art, config),
+            batch_size=None,
+            sampler=range(recipe.scenes // SCENES_AT_ONCE),
+            num_workers=recipe.workers,
+            prefetch_factor=4 if recipe.workers else None,
+            worker_init_fn=begin_batch_worker,
+        )
+    )
 
 
 def read_objects(path: Path) -> Objects:
@@ -196,7 +233,7 @@ class ReadingTask:
                 sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=leave_signals_to_main,
+                worker_init_fn=begin_batch_worker,
             )
         )
 

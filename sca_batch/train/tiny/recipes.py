@@ -106,6 +106,9 @@ class SamRecipe:
     points_per_image: int = 2
     background_points_per_image: int = 1
 
+    # How often a batch has each scene, every other time mirrored, with prompts of its own: for
+    # devices that train faster than processors compose (batch augmentation, arXiv:1901.09335).
+    views: int = 1
     restyled_share: float = 0.25  # images in other colours: another style of drawing has others
 
     # Boxes of automatic masks are off by a pixel or two; given ones by more.
@@ -117,9 +120,10 @@ class SamRecipe:
     edges_alone: bool = False
 
     # The first of the backbone's stages stay as ImageNet made them, and so do all depthwise
-    # kernels: edges and textures are the same everywhere, and they take most of the time of a step
-    # for a twentieth of the weights.
+    # kernels: edges and textures are the same everywhere, and on a CPU they take most of the time
+    # of a step for a twentieth of the weights.
     frozen_stages: int = 3
+    frozen_depthwise: bool = True
     lr: float = 1e-3
     backbone_lr_factor: float = 0.5  # it starts from ImageNet, the rest from nothing
     warmup_steps: int = 200  # SCA's

@@ -7,13 +7,14 @@ ends, and how far the object's box reaches (as FCOS does, arXiv:1904.01355).
 
 # Shape letters:  N visible objects of all images   B images   Y, X low-res masks, 4 cells of them
 #                 in each cell of H, W, the embedding grid   E its channels
+#                 O the most objects of an image
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NUM_OUTPUTS", "geometry_losses"]
+__all__ = ["NUM_OUTPUTS", "geometry_losses", "in_rows"]
 
 SHARES = 16  # of the low-res cells of one embedding cell
 NUM_OUTPUTS = 3 * SHARES + 4  # covered, one thing with its right and lower neighbour; box sides
@@ -54,16 +55,27 @@ def geometry_losses(
 
 def _owners(cover_NYX: Tensor, image_N: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
     """The object (of N) that covers most of each low-res cell, -1 for none, and what all cover."""
-    owners, shares = [], []
-    for b in range(num_images):
-        of_image = (image_N == b).nonzero()[:, 0]
-        cover = cover_NYX[of_image]
-        share = cover.sum(dim=0)
-        nothing = 1 - share
-        most = torch.cat([nothing[None], cover]).argmax(dim=0)
-        owners.append(torch.cat([of_image.new_tensor([-1]), of_image])[most])
-        shares.append(share.clamp(max=1))
-    return torch.stack(owners), torch.stack(shares)
+    cover_BOYX, row_N = in_rows(cover_NYX, image_N, num_images)
+    number_BO = image_N.new_full(cover_BOYX.shape[:2], -1)
+    number_BO[image_N, row_N] = torch.arange(len(image_N), device=image_N.device)
+    share_BYX = cover_BOYX.sum(dim=1)
+    most_BYX = torch.cat([1 - share_BYX[:, None], cover_BOYX], dim=1).argmax(dim=1)
+    known = nn.functional.pad(number_BO, (1, 0), value=-1)  # what covers most is nothing
+    owner_BYX = known.gather(1, most_BYX.flatten(1)).reshape(most_BYX.shape)
+    return owner_BYX, share_BYX.clamp(max=1)
+
+
+def in_rows(values_N: Tensor, image_N: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+    """The objects' values image by image, (B, O, ...) with zeros at the end, and each one's row.
+
+    `image_N` is ascending. A GPU does all images at once, where it would wait after each of a loop.
+    """
+    first_B = torch.searchsorted(image_N, torch.arange(num_images, device=image_N.device))
+    row_N = torch.arange(len(image_N), device=image_N.device) - first_B[image_N]
+    most = int(row_N.max()) + 1 if len(row_N) else 0
+    values_BO = values_N.new_zeros(num_images, most, *values_N.shape[1:])
+    values_BO[image_N, row_N] = values_N
+    return values_BO, row_N
 
 
 def _sides(cover_NYX: Tensor, grid: int) -> Tensor:

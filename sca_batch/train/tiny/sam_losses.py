@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sca_batch.images import PIXEL_MEAN, PIXEL_STD
 from sca_batch.model.config import ScaConfig
 from sca_batch.model.sam import cells_of, encode_prompts
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.task import Losses
 from sca_batch.train.tiny.recipes import SamRecipe
 from sca_batch.train.tiny.sam_batches import BACKGROUND, SamBatch
-from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses
+from sca_batch.train.tiny.sam_geometry import NUM_OUTPUTS, geometry_losses, in_rows
 
-__all__ = ["build_classifiers", "mask_losses", "sam_losses"]
+__all__ = ["as_pixels", "build_classifiers", "mask_losses", "pooled_embedding", "sam_losses"]
 
 OWN_TOKENS = 5  # of SAM's decoder, before the prompt's: one for the IoU, four for the masks
 
@@ -51,7 +52,7 @@ def sam_losses(
     sam: PromptableSam, classifiers: nn.ModuleDict, batch: SamBatch, recipe: SamRecipe
 ) -> Losses:
     """One forward pass: every image encoded once, all prompts decoded if there are any."""
-    embedding_BEHW = sam.encode_image(batch.pixels_B3SS)
+    embedding_BEHW = sam.encode_image(as_pixels(batch.images_BSS3))
     cover_NYX = batch.cover_NYX.float() / 255
     parts: dict[str, Tensor] = {}
     named: dict[str, tuple[Tensor, Tensor]] = {}
@@ -179,10 +180,21 @@ def mask_losses(
 
 def pooled_embedding(embedding_BDHW: Tensor, cover_NYX: Tensor, image_N: Tensor) -> Tensor:
     """The embedding's mean inside each visible mask, (N, D)."""
-    num_images, grid = len(embedding_BDHW), embedding_BDHW.shape[-1]
+    grid = embedding_BDHW.shape[-1]
     cover_NX = nn.functional.adaptive_avg_pool2d(cover_NYX[:, None], grid).flatten(1)
     cover_NX = cover_NX / cover_NX.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    # One sparse product of all objects with all images' cells would be mostly zeros; this one
-    # keeps to each object's image without copying the image for it.
-    tokens = embedding_BDHW.flatten(2)
-    return torch.cat([cover_NX[image_N == b] @ tokens[b].T for b in range(num_images)])
+    # One product of all objects with all images' cells would be mostly zeros; this one keeps to
+    # each object's image without copying the image for it.
+    cover_BOX, row_N = in_rows(cover_NX, image_N, len(embedding_BDHW))
+    return (cover_BOX @ embedding_BDHW.flatten(2).transpose(1, 2))[image_N, row_N]
+
+
+def as_pixels(images_BSS3: Tensor) -> Tensor:
+    """RGB uint8 as a model's input: `preprocess` of square images that need no resizing.
+
+    Channels stay last in memory, as convolutions like them.
+    """
+    mean, std = (
+        torch.from_numpy(values).to(images_BSS3.device) for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return ((images_BSS3.float() / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -18,7 +18,7 @@ from sca_batch.errors import ScaError
 from sca_batch.model.parts import load_sam, save_sam
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.optimization import ParameterGroup, parameter_groups
-from sca_batch.train.processes import leave_signals_to_main
+from sca_batch.train.processes import begin_batch_worker
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art
 from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
@@ -80,7 +80,7 @@ class SamTask:
             self.sam.load_state_dict(load_sam(start).state_dict())
         else:
             initialise_sam(self.sam, recipe.seed)
-        freeze_stages(self.sam, recipe.frozen_stages)
+        freeze_stages(self.sam, recipe.frozen_stages, depthwise=recipe.frozen_depthwise)
         self.sam.vision_encoder.to(memory_format=torch.channels_last)
         self.classifiers = build_classifiers(config, len(art.concepts), recipe.seed)
         self.module: nn.Module = SamStep(self.sam.train(), self.classifiers, recipe)
@@ -105,7 +105,7 @@ class SamTask:
                 sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=leave_signals_to_main,
+                worker_init_fn=begin_batch_worker,
             )
         )
 
@@ -181,16 +181,16 @@ def _load_trained(groups: list[ParameterGroup], checkpoint: Path) -> None:
                     parameter.copy_(trained[name])
 
 
-def freeze_stages(sam: PromptableSam, num_stages: int) -> None:
-    """Freezes the stem, the first stages and all depthwise convolutions of the backbone.
+def freeze_stages(sam: PromptableSam, num_stages: int, *, depthwise: bool) -> None:
+    """Freezes the stem with the first stages, and all depthwise convolutions of the backbone.
 
-    The gradient of a depthwise kernel, or of its bias, takes a CPU twenty times as long as that of
-    its input.
+    The stem is trained where no stage is frozen. The gradient of a depthwise kernel, or of its
+    bias, takes a CPU twenty times as long as that of its input.
     """
     for name, module in sam.vision_encoder.backbone.named_modules():
         stage = int(name.split(".")[1]) if name.startswith("blocks.") else -1
-        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-        if stage < num_stages or depthwise:
+        is_depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+        if stage < num_stages - (num_stages == 0) or (depthwise and is_depthwise):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 

@@ -27,7 +27,7 @@ from sca_batch.model.sca import ScaModel, caption_loss
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
 from sca_batch.train.caption_recipes import RUN_FIELDS
 from sca_batch.train.caption_task import CaptionTask
-from sca_batch.train.processes import leave_signals_to_main
+from sca_batch.train.processes import begin_batch_worker
 from sca_batch.train.region_samples import CaptionBatch, RegionSample, collate
 from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import Scene, compose_scene
@@ -166,7 +166,7 @@ class SceneCaptionTask(CaptionTask):
                 sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=leave_signals_to_main,
+                worker_init_fn=begin_batch_worker,
             )
         )
 

@@ -63,12 +63,18 @@ def score_masks(sam: PromptableSam, scene: Scene) -> list[MaskScore]:
     """Prompts every object of a scene with its box, and with one point drawn from its seed."""
     size_hw = scene.image.shape[0], scene.image.shape[1]
     size = sam.config.image_size
-    embedding = sam.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
-    boxes_R4 = torch.from_numpy(to_model_frame(scene.boxes_xyxy, size_hw, size))
-    points_R12 = torch.from_numpy(to_model_frame(_points(scene), size_hw, size))[:, None]
-    truth_RYX = torch.from_numpy(scene.masks)
+    pixels, boxes_R4, points_RP2, truth_RYX = (
+        torch.from_numpy(values).to(sam.device)
+        for values in (
+            preprocess(scene.image, size)[None],
+            to_model_frame(scene.boxes_xyxy, size_hw, size),
+            to_model_frame(_points(scene), size_hw, size)[:, None],
+            scene.masks,
+        )
+    )
+    embedding = sam.encode_image(pixels)
     found = []
-    for prompts in ({"boxes_R4": boxes_R4}, {"points_RP2": points_R12}):
+    for prompts in ({"boxes_R4": boxes_R4}, {"points_RP2": points_RP2}):
         tokens, features = sam.fuse_prompts(embedding, **prompts)
         iou_RM = _iou(sam.predict_masks(tokens, features), truth_RYX)
         found.append((iou_RM, sam.predict_iou(tokens)[:, 1:]))
@@ -98,9 +104,10 @@ def score_captions_of(
     assert model.tokenizer is not None, "a model that is scored has a tokenizer"
     size_hw = scene.image.shape[0], scene.image.shape[1]
     size = model.config.image_size
-    embedding = model.encode_image(torch.from_numpy(preprocess(scene.image, size))[None])
+    pixels = torch.from_numpy(preprocess(scene.image, size))[None]
     boxes_R4 = torch.from_numpy(to_model_frame(scene.boxes_xyxy, size_hw, size))
-    queries = model.region_queries(embedding, boxes_R4=boxes_R4).queries
+    embedding = model.encode_image(pixels.to(model.device))
+    queries = model.region_queries(embedding, boxes_R4=boxes_R4.to(model.device)).queries
     captions = model.generate(queries, num_beams=num_beams)
     scores = []
     for r, concept in enumerate(scene.concepts):

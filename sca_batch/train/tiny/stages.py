@@ -151,7 +151,8 @@ def _reading_task(
         out.mkdir(parents=True, exist_ok=True)
         copy_tokenizer(Path(recipe.language_model), tokenizer)
         if not objects.is_file():
-            write_objects(load_sam(Path(recipe.sam)), art, recipe, objects, report=report)
+            sam = load_sam(Path(recipe.sam)).to(accelerator.device)
+            write_objects(sam, art, recipe, objects, report=report)
     accelerator.wait_for_everyone()
     model = initial_model(
         Path(recipe.sam),
