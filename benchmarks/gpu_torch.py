@@ -80,7 +80,7 @@ def stages(model: ScaModel) -> dict[str, Callable[[], object]]:
         for some in points.split(64):
             tokens, features = model.fuse_prompts(embedding, points_RP2=some)
             model.predict_iou(tokens)
-            model.predict_masks(tokens, features)
+            model.predict_masks(tokens, features, embedding)
 
     def captions() -> None:
         for some in boxes.split(32):

@@ -160,7 +160,8 @@ def parity(
     }
     if graph in ("decoder", "upscale"):
         masks, expected = (
-            (o[0] if graph == "upscale" else model.predict_masks(*o)) > 0 for o in (ours, theirs)
+            (o[0] if graph == "upscale" else model.predict_masks(o[0], o[1], inputs[0])) > 0
+            for o in (ours, theirs)
         )
         found["mask_iou"] = float(_mask_ious(masks, expected).min())
     if graph in ("decoder", "mixer"):
@@ -275,7 +276,7 @@ def _described(
     """The single mask of each box, (R, 1, 4H, 4W) bool, and its captions."""
     boxes = boxes.to(embedding.device)
     tokens, features = model.fuse_prompts(embedding, boxes_R4=boxes)
-    masks = model.predict_masks(tokens, features)[:, :1] > 0
+    masks = model.predict_masks(tokens, features, embedding)[:, :1] > 0
     return masks, _captions(model, embedding, boxes)
 
 

@@ -111,7 +111,9 @@ def _region_stages(
         "generate.iou_scores": iou[..., 1:],
     }
     if wanted & _MASK_STAGES:
-        masks = by_image(model.predict_masks(tokens_RTD, features_RND))
+        masks = by_image(
+            model.predict_masks(tokens_RTD, features_RND, embedding_BDHW, image_R=image_R)
+        )
         out |= {"low_res_masks": masks[:, :, 1:], "low_res_masks_single": masks[:, :, :1]}
     if wanted & _QUERY_STAGES:
         queries_RCQD = model.mix(tokens_RTD, features_RND)

@@ -19,7 +19,7 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from sca_batch.errors import ScaError
 from sca_batch.model.mixer import TextFeatureMixer
-from sca_batch.model.sam import MaskDecoder, encode_prompts
+from sca_batch.model.sam import MaskDecoder, encode_prompts, high_res_of
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.two_way import absorbing_pays
 
@@ -119,7 +119,7 @@ class EncoderGraph(Graph):
 
 
 class DecoderGraph(Graph):
-    """SAM's two-way transformer for prompts of one image: tokens (R, T, D), features (R, N, E)."""
+    """SAM's two-way transformer for prompts of one image: tokens (R, T, D), features (R, N, D)."""
 
     def __init__(self, model: ScaModel) -> None:
         super().__init__()
@@ -138,7 +138,11 @@ class DecoderGraph(Graph):
 
 
 class UpscaleGraph(Graph):
-    """Tokens (R, T, D) and image tokens (R, N, E) -> low-res mask logits (R, M, 4H, 4W)."""
+    """Tokens (R, T, D) and image tokens (R, N, E) -> low-res mask logits (R, M, 4H, 4W).
+
+    High-res features, where the model has any, stand behind the D channels of every image token:
+    one input for every model.
+    """
 
     def __init__(self, model: ScaModel) -> None:
         super().__init__()
@@ -147,7 +151,11 @@ class UpscaleGraph(Graph):
             setattr(self.mask_decoder, name, _Upscale2(getattr(self.mask_decoder, name)))
 
     def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
-        masks_RMHW = self.mask_decoder.predict_masks(tokens.to(self.dtype), features.to(self.dtype))
+        features, width = features.to(self.dtype), tokens.shape[-1]
+        high_res = features[..., width:] if features.shape[-1] > width else None
+        masks_RMHW = self.mask_decoder.predict_masks(
+            tokens.to(self.dtype), features[..., :width], high_res
+        )
         return masks_RMHW.float()
 
 
@@ -327,6 +335,9 @@ def example_inputs(
             image = torch.arange(regions, device=device) % images
             return embedding.clone(), sparse.clone(), image
         tokens, features = model.fuse_prompts(embedding[:1], **prompts)
+        high_res = high_res_of(embedding[:1], model.config.width)
+        if high_res is not None:
+            features = torch.cat([features, high_res.expand(len(features), -1, -1)], dim=-1)
     return tokens.clone(), features.clone()
 
 

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
@@ -20,7 +18,14 @@ from transformers.models.sam.modeling_sam import (
 
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
-__all__ = ["MaskDecoder", "cells_of", "encode_prompts", "pack_cells", "position_grid"]
+__all__ = [
+    "MaskDecoder",
+    "cells_of",
+    "encode_prompts",
+    "high_res_of",
+    "pack_cells",
+    "position_grid",
+]
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
@@ -56,13 +61,12 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
 
         Returns:
             tokens (R, T, D): IoU token, mask tokens, prompt tokens, fused with the image.
-            features (R, N, E): image tokens, fused with the prompt, and high-res features as they
-                came.
+            features (R, N, D): image tokens, fused with the prompt. High-res features stay with
+                the image: most prompts' masks are never upscaled.
         """
         own_MD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens_RTD = torch.cat([own_MD.expand(sparse_RSD.shape[0], -1, -1), sparse_RSD], dim=1)
         image_RDHW = embedding_REHW[:, : self.hidden_size] + dense_RDHW
-        high_res_RNF = embedding_REHW[:, self.hidden_size :].flatten(2).transpose(1, 2)
         if absorbed is None:
             absorbed = absorbing_pays(self.transformer, tokens_RTD.shape[1])
         if absorbed:
@@ -72,31 +76,36 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
                 image_RDHW.flatten(2).transpose(1, 2),
                 position_1DHW.flatten(2).transpose(1, 2),
             )
-            return fused_RTD, _joined(features_RND, high_res_RNF)
+            return fused_RTD, features_RND
         fused_R1TD, features_R1ND = self.transformer(
             point_embeddings=tokens_RTD[:, None],
             image_embeddings=image_RDHW.expand(tokens_RTD.shape[0], -1, -1, -1),
             image_positional_embeddings=position_1DHW,
             attention_similarity=None,
         )
-        return fused_R1TD[:, 0], _joined(features_R1ND[:, 0], high_res_RNF)
+        return fused_R1TD[:, 0], features_R1ND[:, 0]
 
     def predict_iou(self, tokens_RTD: Tensor) -> Tensor:
         """SAM's estimate of each mask's IoU, (R, M): the single mask first, then the three."""
         iou_RM: Tensor = self.iou_prediction_head(tokens_RTD[:, 0])
         return iou_RM
 
-    def predict_masks(self, tokens_RTD: Tensor, features_RNE: Tensor) -> Tensor:
-        """Low-res mask logits (R, M, 4H, 4W): the single mask first, then the three."""
-        side = round(features_RNE.shape[1] ** 0.5)
-        features_RND, *finer = self._by_resolution(features_RNE)
+    def predict_masks(
+        self, tokens_RTD: Tensor, features_RND: Tensor, high_res_RNF: Tensor | None = None
+    ) -> Tensor:
+        """Low-res mask logits (R, M, 4H, 4W): the single mask first, then the three.
+
+        High-res features have one entry per region, or one for all of them.
+        """
+        side = round(features_RND.shape[1] ** 0.5)
+        width = self.hidden_size
         features_RDHW = features_RND.transpose(1, 2).reshape(features_RND.shape[0], -1, side, side)
         upscaled = self.upscale_conv1(features_RDHW)
-        if finer:
-            upscaled = upscaled + _unpacked(finer[0], side, 1)
+        if high_res_RNF is not None:
+            upscaled = upscaled + _unpacked(high_res_RNF[..., :width], side, 1)
         upscaled = self.upscale_conv2(self.activation(self.upscale_layer_norm(upscaled)))
-        if finer:
-            upscaled = upscaled + _unpacked(finer[1], side, 2)
+        if high_res_RNF is not None:
+            upscaled = upscaled + _unpacked(high_res_RNF[..., width:], side, 2)
         upscaled = self.activation(upscaled)
         hyper_RMC = torch.stack(
             [mlp(tokens_RTD[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)],
@@ -114,8 +123,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
 
         A transposed convolution with a stride of its own size is a matrix product for each cell,
         and channels stay last; forward and backward take half the time of `predict_masks` on a
-        CPU. `cells_of` brings a mask into the same order. High-res features come apart here, so
-        that nobody joins them for every prompt of an image.
+        CPU. `cells_of` brings a mask into the same order.
         """
         fused, width = features_RND, self.hidden_size
         finer: list[Tensor] = []
@@ -139,13 +147,12 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         logits: Tensor = fused @ hyper_RMC.transpose(1, 2)
         return logits
 
-    def _by_resolution(self, features_RNE: Tensor) -> list[Tensor]:
-        """The image tokens, (R, N, D), and what there is of high-res features, each by cell."""
-        width = self.hidden_size
-        if features_RNE.shape[-1] == width:
-            return [features_RNE]
-        ends = (0, width, 2 * width, 4 * width)
-        return [features_RNE[..., first:last] for first, last in pairwise(ends)]
+
+def high_res_of(embedding_BEHW: Tensor, width: int) -> Tensor | None:
+    """What an embedding carries behind its first `width` channels, by cell: (B, N, 3 D)."""
+    if embedding_BEHW.shape[1] == width:
+        return None
+    return embedding_BEHW[:, width:].flatten(2).transpose(1, 2)
 
 
 def pack_cells(maps_BCYX: Tensor, doublings: int) -> Tensor:
@@ -168,14 +175,6 @@ def _unpacked(packed_RNF: Tensor, side: int, doublings: int) -> Tensor:
         parts = maps.reshape(maps.shape[0], 2, 2, -1, cells, cells)
         maps = parts.permute(0, 3, 4, 1, 5, 2).reshape(maps.shape[0], -1, 2 * cells, 2 * cells)
     return maps
-
-
-def _joined(features_RND: Tensor, high_res_RNF: Tensor) -> Tensor:
-    if not high_res_RNF.shape[-1]:
-        return features_RND
-    # One image may serve all regions.
-    shared = high_res_RNF.to(features_RND.dtype).expand(features_RND.shape[0], -1, -1)
-    return torch.cat([features_RND, shared], dim=-1)
 
 
 def cells_of(masks_RYX: Tensor) -> Tensor:

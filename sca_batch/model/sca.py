@@ -20,7 +20,7 @@ from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
 from sca_batch.model.mixer import TextFeatureMixer
 from sca_batch.model.pyramid import PyramidEncoder
-from sca_batch.model.sam import MaskDecoder, encode_prompts, position_grid
+from sca_batch.model.sam import MaskDecoder, encode_prompts, high_res_of, position_grid
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer
 
@@ -90,7 +90,7 @@ class PromptableSam(nn.Module):
         labels_RP: Tensor | None = None,
         masks_R1HW: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, E).
+        """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, D).
 
         `image_R` says which image each region is of, int64; without it there is one image. See
         `encode_prompts` for the prompts.
@@ -121,14 +121,31 @@ class PromptableSam(nn.Module):
             iou_RM: Tensor = self.mask_decoder.predict_iou(tokens_RTD).float()
         return iou_RM
 
-    def predict_masks(self, tokens_RTD: Tensor, features_RND: Tensor) -> Tensor:
-        """Low-res mask logits (R, M, 4H, 4W)."""
+    def predict_masks(
+        self,
+        tokens_RTD: Tensor,
+        features_RND: Tensor,
+        embedding_BEHW: Tensor,
+        *,
+        image_R: Tensor | None = None,
+    ) -> Tensor:
+        """Low-res mask logits (R, M, 4H, 4W) of what `fuse_prompts` gave.
+
+        `embedding_BEHW` and `image_R` are as they were there: masks are upscaled with the image's
+        high-res features, where it has any.
+        """
+        high_res = high_res_of(embedding_BEHW, self.config.width)
+        if high_res is not None and image_R is not None and len(high_res) > 1:
+            high_res = high_res.index_select(0, image_R)
         if engine := self.engines.get("upscale"):
+            if high_res is not None:  # the graph has one input for both
+                shared = high_res.expand(len(features_RND), -1, -1)
+                features_RND = torch.cat([features_RND, shared], dim=-1)
             (masks_RMHW,) = engine(tokens_RTD, features_RND)
             return masks_RMHW
         with self.autocast():
-            masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND).float()
-        return masks_RM
+            masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND, high_res)
+        return masks_RM.float()
 
     def position_code(self) -> Tensor:
         """The position code of the embedding grid, (1, D, H, W)."""
@@ -221,7 +238,9 @@ class ScaModel(PromptableSam):
         return RegionQueries(
             queries=self.mix(tokens_RTD, features_RND),
             iou=self.predict_iou(tokens_RTD),
-            masks=self.predict_masks(tokens_RTD, features_RND) if with_masks else None,
+            masks=self.predict_masks(tokens_RTD, features_RND, embedding_BDHW, image_R=image_R)
+            if with_masks
+            else None,
         )
 
     def prefix(self, queries_RCQD: Tensor, tasks: str | Sequence[str] = "caption") -> Tensor:

@@ -315,6 +315,7 @@ def _survivors(
         model,
         batch.tokens,
         batch.features,
+        crop.embedding,
         prompt_M=point_M,
         mask_M=which_M + FIRST_OF_THREE,
         size_hw=crop.size_hw,

@@ -94,6 +94,7 @@ def _best_masks(
         model,
         tokens_RTD,
         features_RND,
+        embedding_1DHW,
         prompt_M=np.arange(len(prompts)),
         mask_M=best_R + FIRST_OF_THREE,
         size_hw=size_hw,

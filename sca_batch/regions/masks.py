@@ -56,6 +56,7 @@ def mask_logits(
     model: ScaModel,
     tokens_RTD: Tensor,
     features_RND: Tensor,
+    embedding_1EHW: Tensor,
     *,
     prompt_M: Indices,
     mask_M: Indices,
@@ -77,7 +78,7 @@ def mask_logits(
     prompts, place_M = np.unique(prompt_M, return_inverse=True)
     for start in range(0, len(prompts), prompts_at_once):
         some = _index(prompts[start : start + prompts_at_once], model.device)
-        low_res_R4hw = model.predict_masks(tokens_RTD[some], features_RND[some])
+        low_res_R4hw = model.predict_masks(tokens_RTD[some], features_RND[some], embedding_1EHW)
         chosen = np.flatnonzero((place_M >= start) & (place_M < start + prompts_at_once))
         for first in range(0, len(chosen), masks_at_once):
             chunk = chosen[first : first + masks_at_once]

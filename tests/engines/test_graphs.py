@@ -39,7 +39,7 @@ def test_a_graph_computes_what_the_model_computes(shapes_model, graph, sizes):
         if graph == "encoder":
             expected = (shapes_model.encode_image(*inputs),)
         elif graph == "upscale":
-            expected = (shapes_model.predict_masks(*inputs),)
+            expected = (shapes_model.mask_decoder.predict_masks(*inputs),)
         else:
             embedding, sparse, *image = inputs
             if image:
@@ -195,15 +195,37 @@ def test_high_res_features_pass_through_every_graph(with_high_res, graph, tmp_pa
     with torch.inference_mode():
         expected = as_tuple(build_graph(with_high_res, graph)(*inputs))
         if graph == "upscale":
-            torch.testing.assert_close(expected[0], with_high_res.predict_masks(*inputs))
             tokens, features = inputs
-            without = with_high_res.predict_masks(tokens, features[..., :16])
-            assert relative_error(without, expected[0]) > 0.01
+            decoder, plain, high_res = with_high_res.mask_decoder, *features.split([16, 48], -1)
+            separate = decoder.predict_masks(tokens, plain, high_res)
+            torch.testing.assert_close(expected[0], separate)
+            assert relative_error(decoder.predict_masks(tokens, plain), separate) > 0.01
     for ours, theirs in zip(
         OpenVinoEngine(tmp_path / "graph.onnx", threads=1)(*inputs), expected, strict=True
     ):
         assert ours.shape == theirs.shape
         assert relative_error(ours, theirs) < 2e-5
+
+
+def test_masks_are_upscaled_with_the_high_res_features_of_their_image(with_high_res, tmp_path):
+    model = copy.deepcopy(with_high_res)
+    export(model, "upscale", tmp_path / "upscale.onnx")
+    boxes = torch.tensor([[4.0, 4, 30, 40], [10, 20, 60, 50], [0, 0, 20, 20]])
+    with torch.inference_mode():
+        embedding = torch.randn(2, 64, 8, 8)
+        image = torch.tensor([0, 1, 1])
+        found = model.region_queries(embedding, image_R=image, boxes_R4=boxes, with_masks=True)
+        alone = [
+            model.region_queries(embedding[i : i + 1], boxes_R4=box[None], with_masks=True).masks
+            for i, box in zip(image.tolist(), boxes, strict=True)
+        ]
+        torch.testing.assert_close(found.masks, torch.cat(alone))
+        tokens, features = model.fuse_prompts(embedding[:1], boxes_R4=boxes)
+        expected = model.predict_masks(tokens, features, embedding[:1])
+        other = model.predict_masks(tokens, features, embedding[1:])
+        assert relative_error(other, expected) > 0.01
+        model.engines = {"upscale": OpenVinoEngine(tmp_path / "upscale.onnx", threads=1)}
+        assert relative_error(model.predict_masks(tokens, features, embedding[:1]), expected) < 2e-5
 
 
 def test_an_encoder_that_fixes_the_batch_is_refused(convolutional, tmp_path):

@@ -349,9 +349,7 @@ def test_masks_by_cells_are_the_masks(sam):
     tokens, features = torch.randn(3, 7, 16), torch.randn(3, 64, 64)
     for high_res in (None, features[..., 16:]):
         with torch.no_grad():
-            masks = sam.mask_decoder.predict_masks(
-                tokens, features[..., :16] if high_res is None else features
-            )
+            masks = sam.mask_decoder.predict_masks(tokens, features[..., :16], high_res)
             cells = sam.mask_decoder.predict_cells(tokens, features[..., :16], high_res)
         for mask in range(4):
             torch.testing.assert_close(

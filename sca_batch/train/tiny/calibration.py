@@ -82,7 +82,7 @@ def _of_scene(model: PromptableSam, scene: Scene) -> tuple[Tensor, Tensor, list[
     ious, good = [], []
     for tokens, features in prompts:
         logits_RMP = nn.functional.interpolate(
-            model.predict_masks(tokens, features), (size, size), mode="bilinear"
+            model.predict_masks(tokens, features, embedding), (size, size), mode="bilinear"
         ).flatten(2)
         masks_RMP = (logits_RMP > 0).float()
         inter_RMN = masks_RMP @ objects_NP.T

@@ -76,7 +76,7 @@ def score_masks(sam: PromptableSam, scene: Scene) -> list[MaskScore]:
     found = []
     for prompts in ({"boxes_R4": boxes_R4}, {"points_RP2": points_RP2}):
         tokens, features = sam.fuse_prompts(embedding, **prompts)
-        iou_RM = _iou(sam.predict_masks(tokens, features), truth_RYX)
+        iou_RM = _iou(sam.predict_masks(tokens, features, embedding), truth_RYX)
         found.append((iou_RM, sam.predict_iou(tokens)[:, 1:]))
     (box_iou_RM, box_guess_RM), (point_iou_RM, point_guess_RM) = found
     scores = []
