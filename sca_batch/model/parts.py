@@ -36,7 +36,7 @@ from sca_batch.model.weight_files import (
     read_weights,
 )
 
-__all__ = ["Parts", "compose", "load_sam", "read_parts", "save_sam"]
+__all__ = ["Parts", "compose", "load_sam", "own_sam_name", "read_parts", "save_sam"]
 
 _NOT_SAM = (*TRAINED, "language_model.")
 
@@ -216,11 +216,12 @@ def _read_sam(path: Path) -> tuple[SamConfig, dict[str, Tensor]]:
         parts = ("vision_config", "prompt_encoder_config", decoder)
         state = {n: v for n, v in read_weights(path).items() if not n.startswith(_NOT_SAM)}
         return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), state
-    state = {_renamed(name): value for name, value in read_weight_file(path).items()}
+    state = {own_sam_name(name): value for name, value in read_weight_file(path).items()}
     return _sam_config_from_shapes(state, path), state
 
 
-def _renamed(name: str) -> str:
+def own_sam_name(name: str) -> str:
+    """A tensor's name in segment_anything's files, as it is called here."""
     for pattern, replacement in _SEGMENT_ANYTHING:
         name = re.sub(pattern, replacement, name)
     return name

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +40,7 @@ from sca_batch.images import preprocess
 from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Region, Rle
+from sca_batch.regions.fused import FusedBatch, fused_batches
 from sca_batch.regions.masks import (
     FIRST_OF_THREE,
     encode_masks,
@@ -53,7 +53,6 @@ __all__ = ["AutomaticMaskSettings", "propose_regions"]
 
 Floats = npt.NDArray[np.float64]
 CropBox = tuple[int, int, int, int]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,9 @@ def propose_regions(
         )
         found = [
             candidate
-            for batch in _fused_batches(model, crop, settings.points_per_batch)
+            for batch in fused_batches(
+                model, crop.embedding, crop.model_points_xy, settings.points_per_batch
+            )
             for candidate in _survivors(
                 model, crop, batch, settings, (image_h, image_w), mask_memory_bytes
             )
@@ -246,62 +247,10 @@ def _crop_boxes(
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _FusedBatch:
-    """A batch of point prompts after SAM's transformer.
-
-    `tokens` (P, T, D) and `features` (P, N, D) are on the device, `estimates` (P, 3) on its way
-    to the host until `arrived`.
-    """
-
-    first_point: int
-    tokens: Tensor
-    features: Tensor
-    estimates: Tensor
-    arrived: torch.Event | None
-
-    def iou(self) -> npt.NDArray[np.float32]:
-        """SAM's estimate for each of the three masks of each point, (P, 3)."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        iou_P3: npt.NDArray[np.float32] = self.estimates.numpy()
-        return iou_P3
-
-
-def _fused_batches(model: ScaModel, crop: _Crop, batch_size: int) -> Iterator[_FusedBatch]:
-    batches = _start_batches(model, crop, batch_size)
-    # Which masks survive is read one batch late, so that a GPU has the next one to work on.
-    return _one_ahead(batches) if model.device.type == "cuda" else batches
-
-
-def _start_batches(model: ScaModel, crop: _Crop, batch_size: int) -> Iterator[_FusedBatch]:
-    points_P12 = torch.from_numpy(crop.model_points_xy)[:, None].to(model.device)
-    for first in range(0, len(points_P12), batch_size):
-        tokens_PTD, features_PND = model.fuse_prompts(
-            crop.embedding, points_RP2=points_P12[first : first + batch_size]
-        )
-        iou_P3 = model.predict_iou(tokens_PTD)[:, FIRST_OF_THREE:]
-        arrived = None
-        if model.device.type == "cuda":
-            iou_P3 = torch.empty(iou_P3.shape, pin_memory=True).copy_(iou_P3, non_blocking=True)
-            arrived = torch.Event(model.device)
-            arrived.record()
-        yield _FusedBatch(first, tokens_PTD, features_PND, iou_P3, arrived)
-
-
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each when the one after it has been started."""
-    waiting: list[T] = []
-    for item in items:
-        yield from waiting
-        waiting = [item]
-    yield from waiting
-
-
 def _survivors(
     model: ScaModel,
     crop: _Crop,
-    batch: _FusedBatch,
+    batch: FusedBatch,
     settings: AutomaticMaskSettings,
     image_hw: tuple[int, int],
     mask_memory_bytes: int,

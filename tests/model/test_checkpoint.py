@@ -615,7 +615,7 @@ def test_weights_of_segment_anything_compute_what_they_computed_there(golden):
     theirs = segment_anything_model(config)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    renamed = {parts._renamed(name): value for name, value in theirs.state_dict().items()}
+    renamed = {parts.own_sam_name(name): value for name, value in theirs.state_dict().items()}
     ours = SamModel(config).eval()
     ours.load_state_dict({POSITION: renamed[POSITION_TWIN], **renamed})
 

@@ -20,7 +20,7 @@ from segment_anything.modeling.common import LayerNorm2d
 
 from sca_batch.images import preprocess
 from sca_batch.model.checkpoint import load_checkpoint
-from sca_batch.model.parts import _renamed
+from sca_batch.model.parts import own_sam_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -110,10 +110,12 @@ def build_peer(model) -> Sam:
         ),
     )
     ours = model.state_dict()
-    sam.load_state_dict({name: ours[_renamed(name)] for name in sam.state_dict()})
+    sam.load_state_dict({name: ours[own_sam_name(name)] for name in sam.state_dict()})
     for name, module in sam.named_modules():
         if isinstance(module, torch.nn.LayerNorm | LayerNorm2d):
-            module.eps = model.get_submodule(_renamed(f"{name}.weight").removesuffix(".weight")).eps
+            module.eps = model.get_submodule(
+                own_sam_name(f"{name}.weight").removesuffix(".weight")
+            ).eps
     return sam.eval()
 
 

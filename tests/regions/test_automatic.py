@@ -11,7 +11,8 @@ from sca_batch.boxes import mask_to_rle, rle_area, rle_box_xyxy, rle_to_mask
 from sca_batch.errors import ScaError
 from sca_batch.images import preprocess, read_image
 from sca_batch.model.checkpoint import load_checkpoint
-from sca_batch.regions.automatic import AutomaticMaskSettings, _one_ahead, propose_regions
+from sca_batch.regions import fused
+from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
 from sca_batch.regions.proposal import batches_by_layout, prompt_tensors, proposal_prompts
 
 # pycocotools 2.0.11 has not learned numpy 2's `copy` keyword.
@@ -281,7 +282,30 @@ def test_running_ahead_starts_the_next_batch_before_a_batch_is_read(num_batches,
             started.append(i)
             yield i
 
-    assert [(i, len(started)) for i in _one_ahead(batches())] == expected
+    assert [(i, len(started)) for i in fused.one_ahead(batches())] == expected
+
+
+def test_a_cpu_is_given_as_many_points_at_a_time_as_its_caches_hold(
+    model, encode, shapes, monkeypatch
+):
+    settings = AutomaticMaskSettings(**LENIENT)
+    rgb = shapes((96, 128), 3)
+    embedding = encode(rgb)
+    expected = propose_regions(model, rgb, embedding, settings)
+    sizes = []
+    fuse = model.fuse_prompts
+
+    def counted(*args, **prompts):
+        sizes.append(len(prompts["points_RP2"]))
+        return fuse(*args, **prompts)
+
+    monkeypatch.setattr(model, "fuse_prompts", counted)
+    bytes_of_point = 4 * model.config.grid_size**2 * model.config.width
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(fused, "_CACHE_BYTES", 3 * bytes_of_point + 1)
+    equal(propose_regions(model, rgb, embedding, settings), expected)
+    assert set(sizes) == {3, 64 % 3}
+    assert sum(sizes) == 64
 
 
 @pytest.mark.parametrize(("crop_n_layers", "expected"), [(0, 0), (1, 4)])
