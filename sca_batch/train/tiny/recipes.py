@@ -146,7 +146,9 @@ class SamRecipe:
     precision: str = "bf16"
     validate_every: int = 500
     validation_scenes: int = 40
-    calibration_scenes: int = 60
+    # A head that was fitted to 40 scenes had a squared error of 0.030 on 240, one fitted to those
+    # 0.008, and found 0.89 of the objects by automatic masks instead of 0.83.
+    calibration_scenes: int = 240
     checkpoint_every: int = 50
     report_every: int = 20
     workers: int = 1
@@ -204,7 +206,7 @@ class ReadingRecipe:
     sam: str = "sam"
     language_model: str = "language"
     seed: int = 42
-    mixer_layers: int = 2  # of the model that is put together here, for the next stage
+    mixer_layers: int = 4  # of the model that is put together here, for the next stage
     caption_tokens: int = 8  # the published models'
     task_tokens: int = 6  # the published models'
     scenes: int = 10_360
