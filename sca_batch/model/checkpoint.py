@@ -6,14 +6,11 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sca_batch.errors import ScaError
@@ -25,7 +22,7 @@ from sca_batch.model.language import restore_buffers
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
-from sca_batch.model.weight_files import listed, read_weights
+from sca_batch.model.weight_files import listed, read_weights, write_weights
 
 __all__ = [
     "POSITION",
@@ -103,18 +100,7 @@ def save_checkpoint(model: ScaModel, folder: Path, *, dtype: torch.dtype | None 
         name: value.to(dtype or value.dtype, copy=True)
         for name, value in published_state(model, with_ties=True).items()
     }
-    # Each file gets its name when it is whole: a run that is stopped here leaves the old one.
-    writing = folder / f".model-{os.getpid()}.safetensors"
-    try:
-        save_file(state, writing, metadata={"format": "pt"})
-        writing.replace(folder / "model.safetensors")
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
-    finally:
-        writing.unlink(missing_ok=True)
+    write_weights(state, folder)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
 

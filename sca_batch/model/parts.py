@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2Config, PreTrainedConfig, SamConfig
 
@@ -34,6 +32,7 @@ from sca_batch.model.weight_files import (
     read_json,
     read_weight_file,
     read_weights,
+    write_weights,
 )
 
 __all__ = ["Parts", "compose", "load_sam", "own_sam_name", "read_parts", "save_sam"]
@@ -157,10 +156,7 @@ def save_sam(sam: PromptableSam, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {published_name(name): value for name, value in sam.state_dict().items()}
     state[POSITION_TWIN] = state.pop(POSITION)
-    writing = folder / f".model-{os.getpid()}.safetensors"
-    state = {name: value.detach().contiguous() for name, value in state.items()}
-    save_file(state, writing, metadata={"format": "pt"})
-    writing.replace(folder / "model.safetensors")
+    write_weights({name: value.detach().contiguous() for name, value in state.items()}, folder)
     whole = sam.config.to_dict()
     kept = ("timm_vision_name", "timm_levels", "vision_config", "prompt_encoder_config")
     config = {"model_type": "sam"} | {key: whole[key] for key in kept if key in whole}

@@ -6,14 +6,18 @@ Nothing here executes what it reads: safetensors, or torch's pickle with `weight
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sca_batch.errors import ScaError
@@ -26,6 +30,7 @@ __all__ = [
     "read_weights",
     "stored_dtypes",
     "weight_files",
+    "write_weights",
 ]
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -45,6 +50,28 @@ _BAD_PICKLE = (
     AttributeError,
     struct.error,
 )
+
+
+def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes `model.safetensors` into a folder that is there, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    writing = folder / f".model-{os.getpid()}.safetensors"
+    try:
+        writing.touch()
+        mode = writing.stat().st_mode
+        save_file(dict(state), writing, metadata={"format": "pt"})
+        writing.chmod(mode)  # the library leaves files that only their owner may read
+        writing.replace(folder / "model.safetensors")
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -343,6 +343,9 @@ def test_a_checkpoint_survives_saving_and_loading(golden, tmp_path, name):
     assert again.config.to_dict() == model.config.to_dict()
     assert weights_digest(again) == weights_digest(model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    # Whoever may read one of them may read the other.
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize(
