@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -28,6 +29,7 @@ from sca_batch.model.timm_encoder import create_timm  # noqa: E402
 from sca_batch.train.scenes.art import TRAIN_STYLES, Art, Concept, Pictogram  # noqa: E402
 from sca_batch.train.scenes.compose import compose_scene  # noqa: E402
 from sca_batch.train.tiny import imagenet  # noqa: E402
+from sca_batch.train.tiny.calibration import calibrate  # noqa: E402
 from sca_batch.train.tiny.language_documents import (  # noqa: E402
     Document,
     document_batch,
@@ -451,6 +453,27 @@ def test_a_sam_alone_is_read_as_it_was_written(sam, art, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ScaError, match="no weights"):
         load_sam(tmp_path)
+
+
+def test_calibration_keeps_masks_and_is_judged_on_scenes_it_was_not_fitted_to(art, sam):
+    model = copy.deepcopy(sam).eval()
+    scenes = [compose_scene(50 + i, art, size_px=64) for i in range(12)]
+    pixels = torch.from_numpy(preprocess(scenes[0].image, 64))[None]
+    boxes = torch.from_numpy(scenes[0].boxes_xyxy)
+
+    def masks_and_iou():
+        with torch.no_grad():
+            embedding = model.encode_image(pixels)
+            tokens, features = model.fuse_prompts(embedding, boxes_R4=boxes)
+            masks = model.predict_masks(tokens, features, embedding)
+            return masks, model.predict_iou(tokens)
+
+    masks, iou = masks_and_iou()
+    found = calibrate(model, scenes)
+    assert found.iou_error_after < found.iou_error_before
+    masks_after, iou_after = masks_and_iou()
+    torch.testing.assert_close(masks_after, found.logit_factor * masks, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(iou_after, iou, atol=1e-3)
 
 
 def test_scores_of_masks_are_ious(art, sam):
