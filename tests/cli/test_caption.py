@@ -156,12 +156,12 @@ def test_a_dry_run_writes_nothing(sca, shapes_images, tmp_path):
 
 
 def test_a_model_may_have_its_own_defaults_for_automatic_masks(sca, shapes_images, tmp_path):
-    own = "14 x 14 points, predicted IoU > 0.6, stability >= 0.85"
+    own = "14 x 14 points, predicted IoU > 0.5, stability >= 0.9"
     dry = ("caption", "images", "--dry-run", "--model", "sca-tiny")
     assert own in sca(*dry, plain=True).stdout
     given = sca(*dry, "--pred-iou-thresh", "0.7", plain=True)
-    assert "14 x 14 points, predicted IoU > 0.7, stability >= 0.85" in given.stdout
-    assert "--points-per-side 14 --pred-iou-thresh 0.6" in sca("model", "info", "sca-tiny").stdout
+    assert "14 x 14 points, predicted IoU > 0.7, stability >= 0.9" in given.stdout
+    assert "--points-per-side 14 --pred-iou-thresh 0.5" in sca("model", "info", "sca-tiny").stdout
 
 
 def test_a_model_that_asks_for_what_sam_does_not_have_is_refused(sca, shapes_images, shapes_folder):
