@@ -291,6 +291,7 @@ def test_a_batch_of_two_views_has_every_scene_mirrored_as_well(art):
         images_per_device=4,
         named_images_per_device=0,
         dense_images_per_device=2,
+        naming_images_per_device=4,
         restyled_share=0.0,
     )
     batch = SamBatches(recipe, art)[0]
@@ -300,6 +301,8 @@ def test_a_batch_of_two_views_has_every_scene_mirrored_as_well(art):
     assert torch.equal(covers[0], covers[1].flip(2))
     names = [batch.label_N[batch.image_N == image] for image in range(2)]
     assert torch.equal(*names)
+    with pytest.raises(ScaError, match="images_per_device=5 cannot be divided by views=2"):
+        SamBatches(dataclasses.replace(recipe, images_per_device=5), art)
 
 
 def test_images_become_what_a_model_is_given(art):
@@ -318,7 +321,15 @@ def test_objects_stand_in_rows_of_their_images():
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_prompts_mean_what_lies_under_them(art, views):
-    recipe = dataclasses.replace(SAM, naming_steps=0, exact_boxes=1.0, views=views)
+    recipe = dataclasses.replace(
+        SAM,
+        naming_steps=0,
+        exact_boxes=1.0,
+        views=views,
+        dense_images_per_device=2,
+        named_images_per_device=2,
+        naming_images_per_device=4,
+    )
     batch = SamBatches(recipe, art)[0]
     boxes = batch.boxes_R4.reshape(2, -1, 4)
     points = batch.points_P2.reshape(2, -1, 2)

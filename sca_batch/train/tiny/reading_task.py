@@ -143,12 +143,12 @@ class _SceneGroups(Dataset[_Scenes]):
 
 
 def _scenes_of(recipe: ReadingRecipe, art: Art, config: ScaConfig) -> Iterator[_Scenes]:
-    """All of the recipe's scenes; a last group that is not whole is left out."""
+    """All of the recipe's scenes, and those that make the last group whole."""
     return iter(
         DataLoader(
             _SceneGroups(recipe, art, config),
             batch_size=None,
-            sampler=range(recipe.scenes // SCENES_AT_ONCE),
+            sampler=range(-(-recipe.scenes // SCENES_AT_ONCE)),
             num_workers=recipe.workers,
             prefetch_factor=4 if recipe.workers else None,
             worker_init_fn=begin_batch_worker,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sca_batch.errors import ScaError
 from sca_batch.images import UInt8Image
 from sca_batch.train.scenes.art import Art
 from sca_batch.train.scenes.compose import Scene, compose_scene
@@ -71,14 +72,31 @@ class SamBatch:
         return SamBatch(**moved, seeds=self.seeds)
 
 
+_BY_VIEWS = (
+    "images_per_device",
+    "dense_images_per_device",
+    "named_images_per_device",
+    "naming_images_per_device",
+)
+
+
 class SamBatches(Dataset[SamBatch]):
     """Every batch of a run, made from its number alone: batch `m` of step `m // batches_per_step`.
 
     There is no position to save: a run that continues at a step asks for that step's batches.
+
+    Raises:
+        ScaError: a number of images cannot be divided by `views`.
     """
 
     def __init__(self, recipe: SamRecipe, art: Art) -> None:
         self.recipe, self.art = recipe, art
+        for name in _BY_VIEWS:
+            if getattr(recipe, name) % recipe.views:
+                raise ScaError(
+                    f"{name}={getattr(recipe, name)} cannot be divided by views={recipe.views}: a "
+                    f"batch has every scene that often. --set {name}=..."
+                )
         batches_per_step = recipe.images_per_step // recipe.images_per_device
         self.num_naming = recipe.naming_steps * batches_per_step
 
