@@ -19,7 +19,7 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from sca_batch.errors import ScaError
 from sca_batch.model.mixer import TextFeatureMixer
-from sca_batch.model.sam import MaskDecoder, encode_prompts, high_res_of
+from sca_batch.model.sam import MaskDecoder, encode_prompts, high_res_of, with_high_res
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.two_way import absorbing_pays
 
@@ -335,9 +335,7 @@ def example_inputs(
             image = torch.arange(regions, device=device) % images
             return embedding.clone(), sparse.clone(), image
         tokens, features = model.fuse_prompts(embedding[:1], **prompts)
-        high_res = high_res_of(embedding[:1], model.config.width)
-        if high_res is not None:
-            features = torch.cat([features, high_res.expand(len(features), -1, -1)], dim=-1)
+        features = with_high_res(features, high_res_of(embedding[:1], model.config.width))
     return tokens.clone(), features.clone()
 
 

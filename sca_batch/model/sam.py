@@ -25,6 +25,7 @@ __all__ = [
     "high_res_of",
     "pack_cells",
     "position_grid",
+    "with_high_res",
 ]
 
 
@@ -153,6 +154,14 @@ def high_res_of(embedding_BEHW: Tensor, width: int) -> Tensor | None:
     if embedding_BEHW.shape[1] == width:
         return None
     return embedding_BEHW[:, width:].flatten(2).transpose(1, 2)
+
+
+def with_high_res(features_RND: Tensor, high_res_RNF: Tensor | None) -> Tensor:
+    """Both in one tensor (R, N, E), which is what the graph that upscales masks is given."""
+    if high_res_RNF is None:
+        return features_RND
+    # One image may serve all regions.
+    return torch.cat([features_RND, high_res_RNF.expand(len(features_RND), -1, -1)], dim=-1)
 
 
 def pack_cells(maps_BCYX: Tensor, doublings: int) -> Tensor:

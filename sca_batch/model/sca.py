@@ -20,7 +20,13 @@ from sca_batch.model.config import TASKS, ScaConfig
 from sca_batch.model.language import Hypothesis, beam_search, build_language_model, greedy_search
 from sca_batch.model.mixer import TextFeatureMixer
 from sca_batch.model.pyramid import PyramidEncoder
-from sca_batch.model.sam import MaskDecoder, encode_prompts, high_res_of, position_grid
+from sca_batch.model.sam import (
+    MaskDecoder,
+    encode_prompts,
+    high_res_of,
+    position_grid,
+    with_high_res,
+)
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer
 
@@ -138,10 +144,7 @@ class PromptableSam(nn.Module):
         if high_res is not None and image_R is not None and len(high_res) > 1:
             high_res = high_res.index_select(0, image_R)
         if engine := self.engines.get("upscale"):
-            if high_res is not None:  # the graph has one input for both
-                shared = high_res.expand(len(features_RND), -1, -1)
-                features_RND = torch.cat([features_RND, shared], dim=-1)
-            (masks_RMHW,) = engine(tokens_RTD, features_RND)
+            (masks_RMHW,) = engine(tokens_RTD, with_high_res(features_RND, high_res))
             return masks_RMHW
         with self.autocast():
             masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND, high_res)
