@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -129,12 +128,11 @@ def _fit(
     kept = copy.deepcopy(head.state_dict())
     head.requires_grad_(True)  # a stage may have frozen it
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        for epoch in range(EPOCHS):
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
-            order = torch.randperm(len(tokens_RD), generator=generator).to(tokens_RD.device)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    with torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(EPOCHS):
+            order = torch.randperm(len(tokens_RD)).to(tokens_RD.device)
             for first in range(0, len(order), BATCH):
                 rows = order[first : first + BATCH]
                 guessed_RM = head(nn.functional.dropout(tokens_RD[rows], DROPOUT))
@@ -142,6 +140,7 @@ def _fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+            schedule.step()
             if (now := error()) < best:
                 best, kept = now, copy.deepcopy(head.state_dict())
     head.load_state_dict(kept)

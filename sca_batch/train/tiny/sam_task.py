@@ -190,7 +190,7 @@ def freeze_stages(sam: PromptableSam, num_stages: int, *, depthwise: bool) -> No
     for name, module in sam.vision_encoder.backbone.named_modules():
         stage = int(name.split(".")[1]) if name.startswith("blocks.") else -1
         is_depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
-        if stage < num_stages - (num_stages == 0) or (depthwise and is_depthwise):
+        if (num_stages and stage < num_stages) or (depthwise and is_depthwise):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
