@@ -4,7 +4,8 @@
 
 Sizes are SAM's own (256 wide, 64 x 64 grid, 4 + 1 + 2 tokens); weights are random and the same on
 all sides. Ours stops at predicted IoU, since masks are upscaled for survivors only; a second
-figure includes upscaling every prompt's masks, which is what the peers always do.
+figure includes upscaling every prompt's masks, which is what the peers always do, and a third
+gives torch one prompt at a time, as automatic masks do on a CPU (`regions/fused.py`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def main() -> None:
         tokens, _ = ours.fuse(embedding, sparse, dense, position)
         return ours.predict_iou(tokens)[:, 1:]
 
+    def ours_one_by_one() -> Tensor:
+        found = [ours.fuse(embedding, one, dense, position)[0] for one in sparse.split(1)]
+        return torch.cat([ours.predict_iou(tokens)[:, 1:] for tokens in found])
+
     def ours_masks() -> Tensor:
         return ours.predict_masks(*ours.fuse(embedding, sparse, dense, position))[:, 1:]
 
@@ -68,6 +73,7 @@ def main() -> None:
 
     sides: dict[str, Callable[[], Tensor]] = {
         "ours, predicted IoU only": ours_iou,
+        "ours, predicted IoU only, one prompt at a time": ours_one_by_one,
         "ours, all masks too": ours_masks,
         "transformers": transformers_masks,
         "segment_anything": segment_anything_masks,
@@ -78,6 +84,7 @@ def main() -> None:
             error = ((sides[name]() - expected).abs().max() / expected.abs().max()).item()
             print(f"{name}: largest difference from transformers {error:.1e} of the largest logit")
             assert error < 1e-4
+        torch.testing.assert_close(ours_one_by_one(), ours_iou(), rtol=1e-4, atol=1e-4)
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(options.repeats):
             for name, side in sides.items():
