@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import torch
 
-from sca_batch.model.initial import sizes_before_training
 from sca_batch.model.sca import ScaModel
+from sca_batch.train.initial import sizes_before_training
 
 SAMS = {
     "vit-b": "facebook/sam-vit-base",

@@ -31,7 +31,7 @@ PEAK = """
 import resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import sca_batch.data.update, sca_batch.data.sources
+import sca_batch.job.update, sca_batch.plan.sources
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 began = time.monotonic()
 def say(what):
@@ -39,9 +39,9 @@ def say(what):
     print(f"{what}: peak {peak:,} MiB after {time.monotonic() - began:,.0f} s")
 """
 PLAN = """
-from sca_batch.data.sources import plan_sources
-from sca_batch.data.cut import cut_frames, write_cut_plan
-from sca_batch.data.update import update_plan
+from sca_batch.plan.sources import plan_sources
+from sca_batch.plan.run_plan import cut_frames, write_cut_plan
+from sca_batch.job.update import update_plan
 print(f"libraries alone: {loaded:,} MiB")
 def listed():
     return plan_sources([sys.argv[2]], is_image=lambda path: True)
@@ -59,7 +59,7 @@ ROWS = """
 sys.path.insert(0, sys.argv[1] + "/tests")
 from nightly_workers import make_mean_worker
 from sca_batch import job
-from sca_batch.data.sources import plan_sources
+from sca_batch.plan.sources import plan_sources
 from sca_batch.runners import InlineRunner
 out = Path(sys.argv[3])
 run = job.open_run(

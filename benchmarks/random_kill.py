@@ -122,7 +122,7 @@ def kill(pid: int, chance: random.Random) -> str:
 
 def same(whole: Path, broken: Path) -> int:
     """Compares the tables; floats within 1e-4, since batches differ after a kill."""
-    from sca_batch.data.shards import iter_rows
+    from sca_batch.dataset.shards import iter_rows
 
     count = 0
     for first, second in zip(iter_rows(whole), iter_rows(broken), strict=True):

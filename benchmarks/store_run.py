@@ -23,13 +23,13 @@ def main() -> None:
     from nightly_workers import make_mean_worker
 
     from sca_batch import job
-    from sca_batch.data.shards import iter_rows
-    from sca_batch.data.sources import plan_sources
-    from sca_batch.data.verify import verify_dataset
+    from sca_batch.dataset.shards import iter_rows
+    from sca_batch.dataset.verify import verify_dataset
     from sca_batch.errors import ScaError
-    from sca_batch.images import read_image
+    from sca_batch.images.decode import read_image
+    from sca_batch.plan.sources import plan_sources
     from sca_batch.runners import InlineRunner
-    from sca_batch.stores import any_path
+    from sca_batch.storage.stores import any_path
 
     place = any_path(sys.argv[1])
     folder = Path(tempfile.mkdtemp())

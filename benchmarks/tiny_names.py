@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sca_batch.images import preprocess
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.parts import load_sam
 from sca_batch.model.sca import PromptableSam
-from sca_batch.train.scenes.art import TRAIN_STYLES, Art, load_art
-from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.tiny.sam_batches import coverage
-from sca_batch.train.tiny.sam_losses import pooled_embedding
+from sca_tiny.sam.batches import coverage
+from sca_tiny.sam.losses import pooled_embedding
+from sca_tiny.scenes.art import TRAIN_STYLES, Art, load_art
+from sca_tiny.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
 
 TRAIN_SEED = 700_000_000  # no stage's
 EPOCHS = 40

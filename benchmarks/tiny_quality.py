@@ -23,16 +23,16 @@ from sca_batch.boxes import rle_to_mask
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
-from sca_batch.train.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
-from sca_batch.train.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
-from sca_batch.train.tiny.scoring import (
+from sca_batch.train.validation import RegionCaption, score_captions, tokenised
+from sca_tiny.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
+from sca_tiny.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
+from sca_tiny.scoring import (
     CaptionScore,
     MaskScore,
     mean_of,
     score_captions_of,
     score_masks,
 )
-from sca_batch.train.validation import RegionCaption, score_captions, tokenised
 
 LEAST_VISIBLE = 0.01  # of the canvas: objects that automatic masks are expected to find
 

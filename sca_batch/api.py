@@ -16,7 +16,8 @@ from PIL import Image
 from sca_batch.boxes import is_box
 from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
 from sca_batch.errors import ScaError
-from sca_batch.images import DecodedImage, read_image, to_rgb
+from sca_batch.images.decode import DecodedImage, read_image
+from sca_batch.images.pixels import to_rgb
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.zoo import load_model
 from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings

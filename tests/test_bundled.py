@@ -11,7 +11,7 @@ import pytest
 
 from sca_batch.boxes import box_iou
 from sca_batch.model.zoo import bundled_folder, load_model
-from sca_batch.train.scenes.phrases import caption_subject
+from sca_tiny.scenes.phrases import caption_subject
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = ROOT / "manifests"

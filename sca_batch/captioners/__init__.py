@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sca_batch.images import UInt8Image
+from sca_batch.images.pixels import UInt8Image
 from sca_batch.records import Caption
 from sca_batch.regions.proposal import Proposal
 

@@ -23,7 +23,7 @@ from sca_batch.engines.openvino import OpenVinoEngine
 from sca_batch.engines.plans import PlanFacts, building_folder, keep_plan, suffix_of, this_machine
 from sca_batch.engines.recipes import Recipe
 from sca_batch.errors import MissingPackageError
-from sca_batch.images import preprocess
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.sca import Engine, ScaModel
 
 __all__ = ["Built", "build_checked", "misses", "parity", "torch_outputs"]

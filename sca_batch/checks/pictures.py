@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.checks.record import default_boxes
-from sca_batch.data.plan import plan_refs
-from sca_batch.data.sources import has_image_suffix, plan_sources
 from sca_batch.errors import ImageError, ScaError
-from sca_batch.images import preprocess, read_image
+from sca_batch.images.decode import read_image
+from sca_batch.images.pixels import preprocess
+from sca_batch.plan.plan import plan_refs
+from sca_batch.plan.sources import has_image_suffix, plan_sources
 from sca_batch.records import ImageRef
 
 __all__ = ["Pictures", "read_pictures"]

@@ -16,7 +16,8 @@ from sca_batch.checks.generation import GENERATE_SETTINGS, bos_token_id, caption
 from sca_batch.checks.recordings import Recording, inputs_for, write_recording
 from sca_batch.checks.stages import GENERATED, STAGES, generate_ids, run_stages
 from sca_batch.errors import ScaError
-from sca_batch.images import preprocess, read_image
+from sca_batch.images.decode import read_image
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import parameter_counts
 from sca_batch.model.config import ARCHITECTURES, TASKS
 from sca_batch.model.sca import ScaModel

@@ -21,25 +21,25 @@ from sca_batch.cli.caption_options import (
     run_options,
 )
 from sca_batch.cli.caption_settings import Settings, domain_of
-from sca_batch.cli.domain import DomainWatch
 from sca_batch.cli.metrics import Metrics
 from sca_batch.cli.nightly import (
     check_codes,
     follow_sources,
     list_again,
     make_runner,
-    places_of,
+    policy_of,
     stop_on_signals,
 )
 from sca_batch.cli.progress import duration, show_progress
 from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
+from sca_batch.job.domain import DomainWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sca_batch.data.plan import Plan
     from sca_batch.job import ImageDone, Outcome
-    from sca_batch.stores import AnyPath
+    from sca_batch.plan.plan import Plan
+    from sca_batch.storage.stores import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _formats(text: str) -> set[str]:
 
 
 def _output(text: str) -> AnyPath:
-    from sca_batch.stores import any_path
+    from sca_batch.storage.stores import any_path
 
     if text.startswith("memory://"):
         raise ScaError(f"-o {text}: memory:// ends with its process, and workers have their own")
@@ -114,7 +114,7 @@ def _take_from_run(ctx: click.Context, options: dict[str, Any], out: AnyPath) ->
     """Options that were left out take the value of the run that is taken up again; which did."""
     if options["overwrite"] or not (out / "run.json").is_file():
         return []
-    from sca_batch.data.shards import read_run
+    from sca_batch.dataset.shards import read_run
 
     before = read_run(out).get("settings", {}).get("options", {})
     taken = [name for name in CONTENT_OPTIONS if _was_left_out(ctx, name) and name in before]
@@ -146,8 +146,8 @@ def _caption_to_folder(
     sources: Sequence[str], out: AnyPath, formats: set[str], options: dict[str, Any]
 ) -> int:
     from sca_batch import job
-    from sca_batch.data.coco import export_coco
-    from sca_batch.data.sources import refuse_output_inside
+    from sca_batch.dataset.coco import export_coco
+    from sca_batch.plan.sources import refuse_output_inside
 
     if options["output"] == "-":
         raise ScaError("-o - prints lines; add --format jsonl")
@@ -238,10 +238,10 @@ def _caption_to_folder(
 
 
 def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
-    from sca_batch.data.plan import plan_head
-    from sca_batch.data.sources import has_image_suffix, plan_sources
-    from sca_batch.images import looks_like_image
-    from sca_batch.images.places import check_schemes
+    from sca_batch.images.decode import looks_like_image
+    from sca_batch.images.policy import check_schemes
+    from sca_batch.plan.plan import plan_head
+    from sca_batch.plan.sources import has_image_suffix, plan_sources
 
     plan = plan_sources(
         sources,
@@ -252,7 +252,7 @@ def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
     )
     if options["limit"]:
         plan = plan_head(plan, options["limit"])
-    check_schemes(plan.survey.schemes, places_of(options))
+    check_schemes(plan.survey.schemes, policy_of(options))
     without = len(plan) - plan.survey.with_regions
     if options["regions"] == "given" and without:
         raise ScaError(
@@ -288,9 +288,9 @@ def _describe(plan: Plan, out: AnyPath, settings: Settings, options: dict[str, A
 
 def _print_lines(sources: Sequence[str], options: dict[str, Any]) -> None:
     """One JSON line per image on standard output, the fields of the Parquet dataset."""
-    from sca_batch.data.plan import plan_refs
-    from sca_batch.data.rows import record_to_row, row_to_jsonl
+    from sca_batch.dataset.schema import record_to_row, row_to_jsonl
     from sca_batch.job import image_done
+    from sca_batch.plan.plan import plan_refs
 
     if options["output"] not in (None, "-"):
         raise ScaError(f"--format jsonl prints lines; use -o - > {options['output']}")

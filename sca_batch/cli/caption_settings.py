@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sca_batch.cli.caption_options import CAPTION_OPTIONS, CONTENT_OPTIONS, REGION_OPTIONS
-from sca_batch.cli.nightly import places_of
+from sca_batch.cli.nightly import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,6 @@ class Settings:
             limits=RegionLimits(options["min_area"], options["max_area"], options["max_regions"]),
             keep_crop_embeddings=options["prompt"] == "point",
             min_caption_score=options["min_caption_score"],
-            max_pixels=options["max_pixels"],
         )
 
     def load(self) -> Any:
@@ -83,7 +82,6 @@ class Settings:
             # On a CPU the model's own threads are busy already.
             decode_threads=1 if on_cpu else max(1, min(8, torch.get_num_threads() // 2)),
             decode_ahead=2 if on_cpu else 16,
-            places=places_of(self.options),
         )
 
     def pipeline(self, model: Any) -> Pipeline:
@@ -92,7 +90,7 @@ class Settings:
 
         batches = self.batches(model.device.type == "cpu")
         captioner = ScaCaptioner(model, self.captions, batch_size=batches.caption_batch)
-        return Pipeline(model, captioner, self.regions, batches)
+        return Pipeline(model, captioner, self.regions, batches, policy_of(self.options))
 
     def content(self, model: Any) -> dict[str, Any]:
         """Everything that records depend on, for the fingerprint."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sca_batch.stores import AnyPath
+    from sca_batch.storage.stores import AnyPath
 
 __all__ = ["DATASET", "DATASET_OR_FILE"]
 
@@ -23,7 +23,7 @@ class _Dataset(click.ParamType["AnyPath"]):
     def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
         from pathlib import Path
 
-        from sca_batch.stores import any_path
+        from sca_batch.storage.stores import any_path
 
         place = any_path(value)
         if isinstance(place, Path):

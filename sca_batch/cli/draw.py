@@ -10,7 +10,7 @@ import click
 from sca_batch.cli.datasets import DATASET
 
 if TYPE_CHECKING:
-    from sca_batch.stores import AnyPath
+    from sca_batch.storage.stores import AnyPath
 
 
 @click.command()
@@ -39,9 +39,9 @@ def draw(
     Example:
       sca draw images-captions dog.jpg -o dog-regions.png
     """
-    from sca_batch.data.shards import find_row
+    from sca_batch.dataset.shards import find_row
     from sca_batch.errors import ScaError
-    from sca_batch.images import read_image
+    from sca_batch.images.decode import read_image
     from sca_batch.reports.draw import draw_regions
 
     row = find_row(dataset, image)

@@ -17,8 +17,8 @@ from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sca_batch.data.annotations.build import BuildSummary
-    from sca_batch.data.manifest_check import ManifestReport
+    from sca_batch.manifests.annotations.build import BuildSummary
+    from sca_batch.manifests.check import ManifestReport
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def check(manifest_file: str, check_files: str, box_format: Any, as_json: bool) 
     """
     import json
 
-    from sca_batch.data.manifest_check import check_manifest
+    from sca_batch.manifests.check import check_manifest
 
     with _bars() as progress:
         report = check_manifest(
@@ -210,8 +210,8 @@ def _default_name(source: str, kind: str | None, split: str) -> str:
 
 
 def _build_from(kind: str, root: Path, target: Path | None, options: dict[str, Any]) -> None:
-    from sca_batch.data.annotations.build import build_manifest
-    from sca_batch.data.annotations.sample import Request
+    from sca_batch.manifests.annotations.build import build_manifest
+    from sca_batch.manifests.annotations.sample import Request
 
     if not root.is_dir():
         raise ScaError(f"{root}: no such folder; expected that of {kind}, as docs/DATASETS.md says")
@@ -241,10 +241,11 @@ def _build_from(kind: str, root: Path, target: Path | None, options: dict[str, A
 
 
 def _build_plain(sources: tuple[str, ...], target: Path | None, options: dict[str, Any]) -> None:
-    from sca_batch.data.manifest_write import plan_rows, write_manifest
-    from sca_batch.data.plan import plan_head
-    from sca_batch.data.sources import has_image_suffix, plan_sources
-    from sca_batch.images import looks_like_image
+    from sca_batch.images.decode import looks_like_image
+    from sca_batch.manifests.write import write_manifest
+    from sca_batch.plan.as_manifest import plan_rows
+    from sca_batch.plan.plan import plan_head
+    from sca_batch.plan.sources import has_image_suffix, plan_sources
 
     plan = plan_sources(
         sources,
@@ -343,11 +344,13 @@ def _size_of(path: Path) -> tuple[int, int] | None:
     from PIL import Image
 
     from sca_batch.errors import ImageError
-    from sca_batch.images.places import Places, read_bytes, split_member
+    from sca_batch.images.fetch import read_bytes
+    from sca_batch.images.policy import ReadPolicy
+    from sca_batch.storage.archives import split_member
 
     try:
         is_member = split_member(str(path))[1] is not None
-        opened = io.BytesIO(read_bytes(str(path), Places())) if is_member else path
+        opened = io.BytesIO(read_bytes(str(path), ReadPolicy())) if is_member else path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(opened) as image:

@@ -17,9 +17,9 @@ import click
 from sca_batch.errors import ERROR_CODES, EXIT_INTERRUPTED, EXIT_STOPPED, ScaError
 
 if TYPE_CHECKING:
-    from sca_batch.data.plan import Plan
-    from sca_batch.images import Places
+    from sca_batch.images.policy import ReadPolicy
     from sca_batch.job import Run, ShardWorker
+    from sca_batch.plan.plan import Plan
     from sca_batch.runners.local import LocalRunner
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "follow_sources",
     "list_again",
     "make_runner",
-    "places_of",
+    "policy_of",
     "stop_on_signals",
 ]
 
@@ -116,8 +116,8 @@ def follow_sources(run: Run, options: dict[str, Any], listed: Plan | None) -> Ru
     Without --update it says what that would find.
     """
     from sca_batch import job
-    from sca_batch.data.update import retry_failed, source_changes, update_plan
-    from sca_batch.images import content_digest
+    from sca_batch.images.decode import content_digest
+    from sca_batch.job.update import retry_failed, source_changes, update_plan
 
     if options["update"] or options["verify_content"]:
         assert listed is not None
@@ -125,7 +125,7 @@ def follow_sources(run: Run, options: dict[str, Any], listed: Plan | None) -> Ru
             run.out,
             listed,
             options["shard_size"],
-            digest_of=partial(content_digest, places=places_of(options)),
+            digest_of=partial(content_digest, policy=policy_of(options)),
             verify_content=options["verify_content"],
         )
         click.echo(
@@ -149,12 +149,16 @@ def follow_sources(run: Run, options: dict[str, Any], listed: Plan | None) -> Ru
     return job.reopened(run)
 
 
-def places_of(options: dict[str, Any]) -> Places:
+def policy_of(options: dict[str, Any]) -> ReadPolicy:
     """What may be read, as --root and --allow-http say."""
-    from sca_batch.images import Places
+    from sca_batch.images.policy import ReadPolicy
 
     root = options["root"]
-    return Places(root=None if root is None else Path(root), allow_http=options["allow_http"])
+    return ReadPolicy(
+        root=None if root is None else Path(root),
+        allow_http=options["allow_http"],
+        max_pixels=options["max_pixels"],
+    )
 
 
 def check_codes(text: str | None) -> None:

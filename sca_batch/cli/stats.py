@@ -16,7 +16,7 @@ from sca_batch.cli.values import box_format_option
 if TYPE_CHECKING:
     from sca_batch.reports.gpt2 import Gpt2Tokenizer
     from sca_batch.reports.stats import Statistics
-    from sca_batch.stores import AnyPath
+    from sca_batch.storage.stores import AnyPath
 
 log = logging.getLogger(__name__)
 

@@ -130,9 +130,9 @@ def train(
     """
     import dataclasses
 
+    from sca_batch.overrides import with_settings
     from sca_batch.train.caption_recipes import CAPTION_RECIPES
-    from sca_batch.train.settings import with_settings
-    from sca_batch.train.tiny.recipes import TINY_RECIPES, TinyRecipe
+    from sca_tiny.recipes import TINY_RECIPES, TinyRecipe
 
     if curves is not None:
         from sca_batch.train.curves import draw_curves
@@ -184,7 +184,7 @@ def train(
         if dry_run or output is None:
             _preview_tiny(stages)
             return
-        from sca_batch.train.tiny.stages import StageOptions, train_stage, train_tiny
+        from sca_tiny.stages import StageOptions, train_stage, train_tiny
 
         with _only_run(output), stop_on_signals(time_limit) as stop:
             options = StageOptions(
@@ -237,9 +237,9 @@ def _manifests(recipe: CaptionRecipe, data: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _preview(recipe: CaptionRecipe, manifests: dict[str, Path]) -> None:
-    from sca_batch.data.captioned import read_captioned
+    from sca_batch.manifests.references import read_captioned
     from sca_batch.train.caption_recipes import check_recipe
-    from sca_batch.train.preview import preview
+    from sca_batch.train.estimate import preview
 
     check_recipe(recipe)
     num_images = {name: len(read_captioned(path)) for name, path in manifests.items()}
@@ -251,7 +251,7 @@ def _with_workers(stages: Any, workers: int) -> Any:
     """A recipe of the bundled model, its stages with this number of workers."""
     from dataclasses import replace
 
-    from sca_batch.train.tiny.recipes import TinyRecipe
+    from sca_tiny.recipes import TinyRecipe
 
     if not isinstance(stages, TinyRecipe):
         return replace(stages, workers=workers)
@@ -265,7 +265,7 @@ def _with_workers(stages: Any, workers: int) -> Any:
 
 
 def _preview_tiny(stages: Any) -> None:
-    from sca_batch.train.tiny.preview import preview_stages
+    from sca_tiny.estimate import preview_stages
 
     for line in preview_stages(stages):
         click.echo(line)

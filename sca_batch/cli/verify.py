@@ -10,7 +10,7 @@ from sca_batch.cli.datasets import DATASET
 from sca_batch.errors import EXIT_LEFTOVERS
 
 if TYPE_CHECKING:
-    from sca_batch.stores import AnyPath
+    from sca_batch.storage.stores import AnyPath
 
 
 @click.command()
@@ -26,8 +26,8 @@ def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
     Example:
       sca verify images-captions
     """
-    from sca_batch.data.cut import open_plan
-    from sca_batch.data.verify import verify_dataset
+    from sca_batch.dataset.verify import verify_dataset
+    from sca_batch.plan.run_plan import open_plan
 
     found = 0
     places: dict[str, None] = {}

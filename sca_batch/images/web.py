@@ -14,7 +14,7 @@ import time
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from sca_batch.errors import ImageError
-from sca_batch.images.places import Places
+from sca_batch.images.policy import ReadPolicy
 from sca_batch.records import redacted
 
 __all__ = ["fetch"]
@@ -23,16 +23,16 @@ REDIRECTS = 3
 CHUNK = 1 << 16
 
 
-def fetch(url: str, places: Places) -> bytes:
-    """The body behind an http(s) URL, within the places' limits on size and time.
+def fetch(url: str, policy: ReadPolicy) -> bytes:
+    """The body behind an http(s) URL, within the policy's limits on size and time.
 
     Raises:
         ImageError: with code `forbidden_url`, `missing`, `unreadable`, `timeout` or `too_large`.
     """
-    deadline = time.monotonic() + places.timeout_s
+    deadline = time.monotonic() + policy.timeout_s
     for _ in range(REDIRECTS + 1):
         try:
-            found = _get(url, places, deadline)
+            found = _get(url, policy, deadline)
         except TimeoutError as error:
             raise ImageError("timeout", redacted(f"{url}: {error}")) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -43,13 +43,13 @@ def fetch(url: str, places: Places) -> bytes:
     raise ImageError("unreadable", redacted(f"{url}: more than {REDIRECTS} redirects"))
 
 
-def _get(url: str, places: Places, deadline: float) -> bytes | str:
+def _get(url: str, policy: ReadPolicy, deadline: float) -> bytes | str:
     """The body, or where it has moved to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ImageError("forbidden_url", redacted(f"{url} leads away from http(s)"))
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    address = _safe_address(parts.hostname, port, places)
+    address = _safe_address(parts.hostname, port, policy)
     connection = _connect(parts, address, port, deadline)
     answer = None
     try:
@@ -65,18 +65,18 @@ def _get(url: str, places: Places, deadline: float) -> bytes | str:
             raise ImageError("missing", redacted(f"{url}: {answer.status} {answer.reason}"))
         if answer.status != 200:
             raise ImageError("unreadable", redacted(f"{url}: {answer.status} {answer.reason}"))
-        return _body(answer, connection, places.max_bytes, deadline)
+        return _body(answer, connection, policy.max_bytes, deadline)
     finally:
         if answer is not None:
             answer.close()  # it holds the socket too
         connection.close()
 
 
-def _safe_address(host: str, port: int, places: Places) -> str:
+def _safe_address(host: str, port: int, policy: ReadPolicy) -> str:
     """An address of the host; none of them may lie in a private or special network."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
-    if f"{host}:{port}" not in places.trusted_hosts:
+    if f"{host}:{port}" not in policy.trusted_hosts:
         for address in addresses:
             # Whatever spelling was given (octal, one number, IPv4 in IPv6), this is what it means.
             ip = ipaddress.ip_address(address.split("%")[0])

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.shards import checked_shards, dataset_shards, failed_rows
+from sca_batch.dataset.shards import checked_shards, dataset_shards, failed_rows
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME, Run
 from sca_batch.job.shard import JobContext
 from sca_batch.job.worker import ImageDone, TakenUp, unit_name
 from sca_batch.runners import Done, Event, Lost, Runner, Stopped
-from sca_batch.stores import each
+from sca_batch.storage.atomic import remove_unfinished
+from sca_batch.storage.stores import each
 
 __all__ = ["Outcome", "run_job"]
 

@@ -11,10 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sca_batch.data.atomic import remove_unfinished
-from sca_batch.data.cut import CutPlan, cut_frames, open_plan, write_cut_plan
-from sca_batch.data.plan import PLAN_FILE, Plan
-from sca_batch.data.shards import (
+from sca_batch.dataset.shards import (
     CONTENT_VERSION,
     RUN_FILE,
     dataset_shards,
@@ -25,8 +22,11 @@ from sca_batch.data.shards import (
 )
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
-from sca_batch.job.lease import Lease, leased
-from sca_batch.stores import AnyPath, StorePath
+from sca_batch.plan.plan import PLAN_FILE, Plan
+from sca_batch.plan.run_plan import CutPlan, cut_frames, open_plan, write_cut_plan
+from sca_batch.storage.atomic import remove_unfinished
+from sca_batch.storage.lease import Lease, leased
+from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
     "COCO_FILE",
@@ -76,7 +76,7 @@ def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
     """Keeps a second run out of the folder. The lock dies with its process, however that ends.
 
     One that is restarted at once waits `wait_s` for what was killed to be gone. On a store the
-    lock is an object that is renewed, see `sca_batch.job.lease`.
+    lock is an object that is renewed, see `sca_batch.storage.lease`.
 
     Raises:
         ScaError: when another run holds it.

@@ -7,8 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from sca_batch.data.cut import CutPlan
-from sca_batch.data.shards import (
+from sca_batch.dataset.shards import (
     DamagedShardError,
     ShardMark,
     read_shard,
@@ -18,8 +17,9 @@ from sca_batch.data.shards import (
 )
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME
+from sca_batch.plan.run_plan import CutPlan
 from sca_batch.records import ImageRecord, ImageRef
-from sca_batch.stores import AnyPath
+from sca_batch.storage.stores import AnyPath
 
 __all__ = ["JobContext", "ShardInProgress"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sca_batch.data.atomic import writing
 from sca_batch.job.drive import Outcome
 from sca_batch.job.run import SUMMARY_FILE, Run
-from sca_batch.stores import AnyPath
+from sca_batch.storage.atomic import writing
+from sca_batch.storage.stores import AnyPath
 
 __all__ = ["StageTimes", "summarize", "write_summary"]
 

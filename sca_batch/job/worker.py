@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sca_batch.data.cut import CutPlan, open_plan
 from sca_batch.faults import fault
 from sca_batch.job.shard import JobContext, ShardInProgress
 from sca_batch.pipeline import Pipeline
+from sca_batch.plan.run_plan import CutPlan, open_plan
 from sca_batch.records import ImageRecord, ImageRef, Status
 from sca_batch.runners import Alive, Began, Done, Emit, GiveUp, Stopped, Task
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sca_batch.captioners import Captioner, EncodedImage
 from sca_batch.errors import ImageError
-from sca_batch.images import DecodedImage, preprocess, read_image
+from sca_batch.images.decode import ANYWHERE, DecodedImage, read_image
+from sca_batch.images.pixels import preprocess
+from sca_batch.images.policy import ReadPolicy
 from sca_batch.model.memory import Allowance, fit
 from sca_batch.model.sca import ScaModel
 from sca_batch.pipeline.ahead import decode_ahead
@@ -45,11 +47,13 @@ class Pipeline:
         captioner: Captioner,
         regions: RegionSettings,
         batches: BatchSettings,
+        policy: ReadPolicy = ANYWHERE,
     ) -> None:
         self.model = model
         self.captioner = captioner
         self.regions = regions
         self.batches = batches
+        self.policy = policy
         # What fits into memory; batches shrink when they do not, and grow back.
         self._images = Allowance("--encoder-batch", batches.encoder_batch)
         self._points = Allowance("--points-per-batch", regions.automatic.points_per_batch)
@@ -95,8 +99,7 @@ class Pipeline:
                 digest = ref.extra.get("sha256")
                 return read_image(
                     ref.uri,
-                    max_pixels=self.regions.max_pixels,
-                    places=self.batches.places,
+                    policy=self.policy,
                     sha256=digest if isinstance(digest, str) else None,
                 )
         except ImageError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sca_batch.errors import ImageError
-from sca_batch.images import DecodedImage
+from sca_batch.images.decode import DecodedImage
 from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import ImageRef
 

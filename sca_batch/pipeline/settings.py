@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sca_batch.images import DEFAULT_MAX_PIXELS, Places
 from sca_batch.regions.automatic import AutomaticMaskSettings
 from sca_batch.regions.select import RegionLimits
 
@@ -26,7 +25,6 @@ class RegionSettings:
     limits: RegionLimits = field(default_factory=RegionLimits)
     keep_crop_embeddings: bool = False  # for captions prompted by grid points
     min_caption_score: float = 0.0
-    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +37,3 @@ class BatchSettings:
     decode_threads: int = 1
     decode_ahead: int = 4
     decode_ahead_bytes: int = 1 << 29
-    places: Places = field(default_factory=Places)

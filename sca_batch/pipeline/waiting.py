@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sca_batch.captioners import EncodedImage
 from sca_batch.errors import ImageError
-from sca_batch.images import DecodedImage
+from sca_batch.images.decode import DecodedImage
 from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef
 from sca_batch.regions.proposal import Proposal
 

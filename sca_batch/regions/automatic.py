@@ -36,7 +36,7 @@ from sca_batch.boxes import (
     to_model_frame,
 )
 from sca_batch.errors import ScaError
-from sca_batch.images import preprocess
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Region, Rle

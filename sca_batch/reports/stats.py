@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sca_batch.boxes import xywh_to_xyxy
-from sca_batch.data.cells import BoxFormat
-from sca_batch.data.manifest_stream import iter_manifest
-from sca_batch.data.shards import RUN_FILE, iter_rows, read_run
+from sca_batch.dataset.shards import RUN_FILE, iter_rows, read_run
 from sca_batch.errors import ScaError
+from sca_batch.manifests.stream import iter_manifest
+from sca_batch.manifests.values import BoxFormat
 from sca_batch.reports.gpt2 import Gpt2Tokenizer, count_words
 from sca_batch.reports.table4 import KINDS, PAPER_TABLE_4, Table4Row
-from sca_batch.stores import AnyPath, StorePath
+from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = ["GRID", "SCORE_STEPS", "Image", "Statistics", "collect", "quantile", "spread"]
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sca_batch.data.captioned import CaptionedImages
 from sca_batch.errors import ScaError
+from sca_batch.manifests.references import CaptionedImages
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
+from sca_batch.train.batches import RegionBatches
 from sca_batch.train.caption_recipes import RUN_FIELDS, CaptionRecipe
 from sca_batch.train.captioning import region_caption_loss
 from sca_batch.train.embeddings import EmbeddingCache, encoder_fingerprint
@@ -25,8 +26,7 @@ from sca_batch.train.optimization import (
     select_trainable,
 )
 from sca_batch.train.processes import begin_batch_worker, gathered
-from sca_batch.train.region_batches import RegionBatches
-from sca_batch.train.region_samples import CaptionBatch
+from sca_batch.train.samples import CaptionBatch
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation, settings_of
 from sca_batch.train.validation import Validated, caption_images, paint, score_captions

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from sca_batch.data.atomic import writing
 from sca_batch.errors import ScaError
+from sca_batch.storage.atomic import writing
 
 __all__ = ["Best", "Checkpoints"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sca_batch.data.atomic import writing
 from sca_batch.errors import ScaError
+from sca_batch.storage.atomic import writing
 
 __all__ = ["Curves", "draw_curves", "read_curves"]
 

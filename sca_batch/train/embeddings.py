@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from sca_batch.data.atomic import writing
 from sca_batch.model.sca import ScaModel
+from sca_batch.storage.atomic import writing
 
 __all__ = ["EmbeddingCache", "encoder_fingerprint"]
 

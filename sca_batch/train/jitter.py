@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sca_batch.images import UInt8Image
+from sca_batch.images.pixels import UInt8Image
 
 __all__ = ["Draws", "draw", "flip", "jitter"]
 

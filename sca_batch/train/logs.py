@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sca_batch.data.atomic import writing
+from sca_batch.storage.atomic import writing
 
 __all__ = ["cut_log", "listed", "row_line", "write_row"]
 

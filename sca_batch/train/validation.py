@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
-from sca_batch.data.captioned import CaptionedImages
 from sca_batch.errors import ImageError, MissingPackageError, ScaError
-from sca_batch.images import read_image
+from sca_batch.images.decode import read_image
+from sca_batch.manifests.references import CaptionedImages
 from sca_batch.model.sca import ScaModel, caption_loss
-from sca_batch.train.region_samples import collate, inference_sample
+from sca_batch.train.samples import collate, inference_sample
 
 __all__ = ["RegionCaption", "Validated", "caption_images", "paint", "score_captions"]
 

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sca_batch.cli.manifest import KINDS, manifest
-from sca_batch.data.annotations import SOURCES
-from sca_batch.data.manifest import read_manifest
-from sca_batch.data.plan import make_plan
 from sca_batch.errors import ScaError
+from sca_batch.manifests.annotations import SOURCES
+from sca_batch.manifests.read import read_manifest
+from sca_batch.plan.plan import make_plan
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_every_problem_is_named_with_its_line(sca_manifest, image, tmp_path):
 
 
 def test_a_good_manifest_exits_with_0_in_every_format(sca_manifest, image, tmp_path):
-    from sca_batch.data.manifest_write import write_manifest
+    from sca_batch.manifests.write import write_manifest
 
     row = {"uri": "a.png", "image_id": 1, "boxes_xyxy": [[0, 0, 40, 30]], "width": 40, "height": 30}
     for name in ("m.jsonl", "m.parquet"):

@@ -185,7 +185,7 @@ def test_verify_names_what_is_wrong(caption, capfd):
 def test_verify_compares_masks_with_boxes_and_areas(caption, capfd, tmp_path):
     from dataclasses import replace
 
-    from sca_batch.data import shards
+    from sca_batch.dataset import shards
 
     caption()
     path = tmp_path / "out/shard-000000.parquet"

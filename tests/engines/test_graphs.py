@@ -177,7 +177,7 @@ def with_high_res():
     """A small model on a pyramid whose embedding carries high-res features; random weights."""
     pytest.importorskip("timm", reason="pip install 'sca[timm]'")
     from sca_batch.model.sca import ScaModel
-    from sca_batch.train.tiny.recipes import SamSizes
+    from sca_tiny.recipes import SamSizes
 
     sizes = SamSizes(image_size=64, prompt_width=16, decoder_heads=2, decoder_mlp=32)
     model = ScaModel(sizes.config()).eval()

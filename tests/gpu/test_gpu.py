@@ -12,7 +12,7 @@ from sca_batch.engines import load_plan, use_engines
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.engines.plans import BACKENDS, read_plans, tensorrt_flavour, this_machine
 from sca_batch.engines.recipes import Recipe
-from sca_batch.images import read_image
+from sca_batch.images.decode import read_image
 from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
 from sca_batch.records import ImageRef, Prompt
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from sca_batch import job
-from sca_batch.data.shards import iter_rows
-from sca_batch.data.sources import plan_sources
+from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ERROR_CODES
-from sca_batch.images import decode
+from sca_batch.images.decode import decode
+from sca_batch.plan.sources import plan_sources
 from sca_batch.runners import InlineRunner
 
 
@@ -117,7 +117,6 @@ BAD = {
 @pytest.fixture
 def caption(tmp_path, monkeypatch):
     """Captions every file with a box in it, with a captioner that looks at pixels only."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     from nightly_workers import make_mean_worker
 
     def run(names, out):

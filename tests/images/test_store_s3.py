@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from sca_batch import stores
-from sca_batch.data.sources import plan_sources
-from sca_batch.errors import ImageError
-from sca_batch.images import Places, read_image
-from sca_batch.images.places import read_bytes
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from store_servers import faulty_proxy, s3_server
 
-sys.path.pop(0)
+from sca_batch.errors import ImageError
+from sca_batch.images.decode import read_image
+from sca_batch.images.fetch import read_bytes
+from sca_batch.images.policy import ReadPolicy
+from sca_batch.plan.sources import plan_sources
+from sca_batch.storage import stores
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
@@ -60,7 +55,7 @@ def faults(server, monkeypatch):
 
 def code_of(uri, **places):
     with pytest.raises(ImageError) as caught:
-        read_bytes(uri, Places(**places))
+        read_bytes(uri, ReadPolicy(**places))
     return caught.value.code
 
 
@@ -84,7 +79,7 @@ def test_objects_are_listed_and_read(server):
 @pytest.mark.parametrize("what", ["throttle", "break", "hang up", "truncate"])
 def test_what_may_pass_is_asked_for_again(faults, what):
     faults.add("GET /corpus/night/1.png", what, stores.TRIES - 1)
-    assert read_bytes("s3://corpus/night/1.png", Places()) == IMAGE
+    assert read_bytes("s3://corpus/night/1.png", ReadPolicy()) == IMAGE
     asked = [line for line in faults.seen if line.startswith("GET /corpus/night/1.png")]
     assert len(asked) == stores.TRIES
 

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sca_batch.errors import ImageError
-from sca_batch.images import Places
-from sca_batch.images.places import read_bytes
+from sca_batch.images.fetch import read_bytes
+from sca_batch.images.policy import ReadPolicy
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -84,8 +84,8 @@ def server():
 def get(server, path, trusted=True, **limits):
     host = f"127.0.0.1:{server.server_port}"
     hosts = frozenset({host}) if trusted else frozenset()
-    places = Places(allow_http=True, trusted_hosts=hosts, **limits)
-    return read_bytes(f"http://{host}/{path}", places)
+    policy = ReadPolicy(allow_http=True, trusted_hosts=hosts, **limits)
+    return read_bytes(f"http://{host}/{path}", policy)
 
 
 def refused(call, *arguments, **options):
@@ -139,7 +139,7 @@ def test_a_dripping_body_ends_at_the_deadline(server):
 )  # fmt: skip
 def test_private_addresses_are_refused_however_they_are_spelled(server, host):
     url = f"http://{host}:{server.server_port}/image"
-    assert refused(read_bytes, url, Places(allow_http=True)) == "forbidden_url"
+    assert refused(read_bytes, url, ReadPolicy(allow_http=True)) == "forbidden_url"
     assert server.asked == []
 
 

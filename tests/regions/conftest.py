@@ -18,7 +18,7 @@ from segment_anything.modeling import (
 )
 from segment_anything.modeling.common import LayerNorm2d
 
-from sca_batch.images import preprocess
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.model.parts import own_sam_name
 

@@ -9,7 +9,8 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from sca_batch.boxes import mask_to_rle, rle_area, rle_box_xyxy, rle_to_mask
 from sca_batch.errors import ScaError
-from sca_batch.images import preprocess, read_image
+from sca_batch.images.decode import read_image
+from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.regions import fused
 from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from sca_batch.data.shards import ShardMark, shard_path, write_run, write_shard
+from sca_batch.dataset.shards import ShardMark, shard_path, write_run, write_shard
 from sca_batch.errors import ScaError
 from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef, Region
 from sca_batch.reports.gpt2 import count_words, load_gpt2
@@ -142,7 +142,7 @@ def test_a_dataset_has_its_status_and_scores_as_well(dataset):
 
 
 def test_a_manifest_in_parquet_counts_the_same(manifest, tmp_path):
-    from sca_batch.data.manifest_write import write_manifest
+    from sca_batch.manifests.write import write_manifest
 
     row = {
         "uri": "a.jpg",

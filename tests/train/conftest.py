@@ -1,11 +1,6 @@
 """Lets tests import the helpers beside them, and shares one run among the files."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_sharding_is_refused_rather_than_left_out_without_a_word(
 
 def keys_by_step(recipe, data):
     """The images of every step."""
-    from sca_batch.data.captioned import read_captioned
+    from sca_batch.manifests.references import read_captioned
     from sca_batch.train.order import SampleOrder
 
     source = read_captioned(data)

@@ -1,0 +1,50 @@
+"""What may be read of the places that a manifest names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sca_batch.errors import ScaError
+from sca_batch.storage.stores import STORES, require_package
+
+__all__ = ["DEFAULT_MAX_PIXELS", "ReadPolicy", "check_schemes"]
+
+DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """What may be read. `root` keeps files inside one folder, wherever links and dots lead.
+
+    `timeout_s` is for one image from a store or the web, tries and redirects included.
+    `trusted_hosts`, entries as "host:port", are exempt from the refusal of private addresses.
+    """
+
+    root: Path | None = None
+    allow_http: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_bytes: int = 1 << 30
+    timeout_s: float = 60.0
+    trusted_hosts: frozenset[str] = frozenset()
+
+
+def check_schemes(schemes: Iterable[str], policy: ReadPolicy) -> None:
+    """Refuses a request that names places which cannot be read at all.
+
+    Raises:
+        ScaError: for http without permission, a scheme that is none, a package that is missing.
+    """
+    for scheme in sorted(set(schemes)):
+        if scheme in ("http", "https") and not policy.allow_http:
+            raise ScaError(
+                f"the sources name {scheme}:// images; add --allow-http to read them from the web"
+            )
+        if scheme in STORES:
+            require_package(scheme)
+        elif scheme not in ("", "file", "http", "https"):
+            raise ScaError(
+                f"{scheme}:// is not a place images are read from; expected paths, "
+                f"{', '.join(f'{name}://' for name in STORES)} or http(s)://"
+            )

@@ -1,0 +1,279 @@
+"""A plan that follows its sources: what is new, what has changed, what has vanished."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sca_batch.dataset.shards import DamagedShardError, iter_file, read_shard_mark, shard_path
+from sca_batch.plan.plan import Plan
+from sca_batch.plan.run_plan import (
+    CUT_SCHEMA,
+    CutPlan,
+    open_plan,
+    stat_columns,
+    write_cut_plan,
+)
+from sca_batch.storage.spool import Spool, rebatched
+from sca_batch.storage.stores import AnyPath
+
+__all__ = ["Updated", "retry_failed", "source_changes", "update_plan"]
+
+DigestOf = Callable[[str], str | None]
+
+STATS = ("size", "mtime_ns", "etag")
+CELLS = ("uri", "file_name", "prompts", "extra")
+LISTED = {name: CUT_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
+# Rows of the plan that are compared at a time. Each time those of the listing that differ are
+# fetched from disk: more rows, fewer fetches.
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """How many rows of a plan are new, to be made again, vanished, back again, and as they were."""
+
+    new: int
+    changed: int
+    gone: int
+    back: int
+    unchanged: int
+
+
+def update_plan(
+    out: AnyPath,
+    listed: Plan,
+    shard_size: int,
+    *,
+    digest_of: DigestOf,
+    verify_content: bool = False,
+) -> Updated:
+    """Rewrites the plan of the run in OUT for what its sources hold now.
+
+    New rows come last, in shards of their own, with ids after the highest. A row is made again
+    when its cells differ, or when its file's size or time do, or its object's size or etag, and
+    `digest_of` its uri is not the digest that its record carries; with `verify_content` every
+    file's digest is taken. Rows that are listed no more are marked, and keep their records.
+    """
+    plan, now = _checked_plan(out), _Listed(listed)
+    counts: Counter[str] = Counter()
+    last = _LastRow()
+
+    def kept() -> Iterator[pl.DataFrame]:
+        first = 0
+        for block in rebatched(plan.batches(), ROWS_AT_ONCE, BYTES_AT_ONCE):
+            last.see(block)
+            there = now.find(block)
+            suspects = there.here & ~there.rewritten
+            if not verify_content:
+                suspects &= there.stats_differ | there.was_gone
+            rows = np.flatnonzero(suspects)
+            uris = dict(zip((rows + first).tolist(), block["uri"].gather(rows), strict=True))
+            changed = there.rewritten.copy()
+            changed[_replaced(out, plan, uris, digest_of) - first] = True
+            counts["changed"] += int(changed.sum())
+            counts["gone"] += int((~there.here & ~there.was_gone).sum())
+            counts["back"] += int((there.here & there.was_gone).sum())
+            counts["unchanged"] += int((there.here & ~changed).sum())
+            yield now.bring_up_to_date(block, there).with_columns(
+                pl.col("version") + pl.Series(changed).cast(pl.Int32),
+                pl.Series("gone", ~there.here),
+            )
+            first += block.height
+
+    def fresh() -> Iterator[pl.DataFrame]:
+        given = last.named_by_number and now.new_are_named_by_number()
+        for batch in now.new():
+            numbers = pl.int_range(batch.height, dtype=pl.Int64) + counts["new"]
+            yield batch.with_columns(
+                pl.col("image_id") if given else (numbers + last.image_id + 1).alias("image_id"),
+                (numbers // shard_size + last.shard + 1).cast(pl.Int32).alias("shard"),
+                pl.lit(0, pl.Int32).alias("version"),
+                pl.lit(False).alias("gone"),
+            ).select(list(CUT_SCHEMA))
+            counts["new"] += batch.height
+
+    write_cut_plan(chain(kept(), fresh()), out, plan.digest)
+    return Updated(**{name: counts[name] for name in Updated.__dataclass_fields__})
+
+
+def source_changes(plan: CutPlan, listed: Plan) -> Updated:
+    """What `update_plan` would find, told from cells, sizes, times and etags alone."""
+    now = _Listed(listed)
+    counts: Counter[str] = Counter()
+    for block in rebatched(plan.batches(), ROWS_AT_ONCE, BYTES_AT_ONCE):
+        there = now.find(block)
+        changed = there.rewritten | (there.here & there.stats_differ)
+        counts["changed"] += int(changed.sum())
+        counts["gone"] += int((~there.here & ~there.was_gone).sum())
+        counts["back"] += int((there.here & there.was_gone).sum())
+        counts["unchanged"] += int((there.here & ~changed).sum())
+    counts["new"] = sum(batch.height for batch in now.new())
+    return Updated(**{name: counts[name] for name in Updated.__dataclass_fields__})
+
+
+def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
+    """Marks failed rows, all or those with one of the codes, to be made again; how many."""
+    plan = _checked_plan(out)
+    again = np.array(
+        [
+            row
+            for index in range(plan.shards)
+            for row, record in _records(out, plan, index, ["status", "error_code"])
+            if record["status"] == "failed"
+            and (not codes or record["error_code"] in codes)
+            and not plan.is_gone(row)
+        ],
+        dtype=np.int64,
+    )
+
+    def marked() -> Iterator[pl.DataFrame]:
+        first = 0
+        for batch in plan.batches():
+            raised = np.isin(np.arange(first, first + batch.height), again).astype(np.int32)
+            yield batch.with_columns(pl.col("version") + pl.Series(raised))
+            first += batch.height
+
+    if len(again):
+        write_cut_plan(marked(), out, plan.digest)
+    return len(again)
+
+
+class _LastRow:
+    """What numbers the rows of a plan end with, and whether ids are the rows' own."""
+
+    image_id = -1
+    shard = -1
+    named_by_number = True
+
+    def see(self, block: pl.DataFrame) -> None:
+        self.image_id = max(self.image_id, int(block["image_id"].to_numpy().max()))
+        self.shard = int(block["shard"][-1])
+        self.named_by_number &= _named_by_number(block)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of each row of a block: where it is listed, or -1, and how it differs from its listing."""
+
+    listed_row: npt.NDArray[np.int64]
+    rewritten: npt.NDArray[np.bool_]
+    stats_differ: npt.NDArray[np.bool_]
+    was_gone: npt.NDArray[np.bool_]
+
+    @property
+    def here(self) -> npt.NDArray[np.bool_]:
+        return self.listed_row >= 0
+
+
+class _Listed:
+    """What the sources list now, on disk, and 32 bytes per row in memory to compare it by."""
+
+    def __init__(self, listed: Plan) -> None:
+        self.rows = Spool.of(
+            (batch.with_columns(*stat_columns(batch)) for batch in listed.batches()), LISTED
+        )
+        self._cells = self._hashes(("key", *CELLS), 0)
+        self._stats = self._hashes(STATS, 0)
+        # Keys are all different; with the right seed so are their hashes.
+        for self._seed in count(1):
+            hashes = self._hashes(("key",), self._seed)
+            self._order = np.argsort(hashes)
+            self._keys = hashes[self._order]
+            if not len(hashes) or (self._keys[1:] != self._keys[:-1]).all():
+                break
+        self._seen = np.zeros(len(self.rows), dtype=np.bool_)
+
+    def find(self, block: pl.DataFrame) -> _Found:
+        keys = _hash(block, ("key",), self._seed)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        row = np.where(self._keys[place] == keys, self._order[place], -1)
+        here = row >= 0
+        self._seen[row[here]] = True
+        return _Found(
+            row,
+            here & (self._cells[row] != _hash(block, ("key", *CELLS), 0)),
+            here & (self._stats[row] != _hash(block, STATS, 0)),
+            block["gone"].to_numpy(),
+        )
+
+    def bring_up_to_date(self, block: pl.DataFrame, there: _Found) -> pl.DataFrame:
+        """The block with the cells and stats that are listed now, where they differ."""
+        places = np.flatnonzero(there.rewritten | there.stats_differ)
+        if not len(places):
+            return block
+        listed_row = there.listed_row[places]
+        now = self.rows.take(listed_row)[np.searchsorted(np.unique(listed_row), listed_row)]
+        assert now["key"].equals(block["key"].gather(places)), "two keys have one hash"
+        return block.with_columns(
+            block[name].scatter(places, now[name]) for name in (*CELLS, *STATS)
+        )
+
+    def new(self) -> Iterator[pl.DataFrame]:
+        """The rows that were not found in any block."""
+        first = 0
+        for batch in self.rows.batches():
+            yield batch.filter(~pl.Series(self._seen[first : first + batch.height]))
+            first += batch.height
+
+    def new_are_named_by_number(self) -> bool:
+        return all(_named_by_number(batch) for batch in self.new())
+
+    def _hashes(self, columns: tuple[str, ...], seed: int) -> npt.NDArray[np.uint64]:
+        batches = self.rows.batches(columns)
+        return np.concatenate(
+            [np.zeros(0, np.uint64), *(_hash(batch, columns, seed) for batch in batches)]
+        )
+
+
+def _hash(frame: pl.DataFrame, columns: tuple[str, ...], seed: int) -> npt.NDArray[np.uint64]:
+    return frame.select(columns).hash_rows(seed).to_numpy()
+
+
+def _named_by_number(frame: pl.DataFrame) -> bool:
+    return bool((frame["image_id"].cast(pl.String) == frame["key"]).all())
+
+
+def _checked_plan(out: AnyPath) -> CutPlan:
+    plan = open_plan(out)
+    plan.check()
+    return plan
+
+
+def _replaced(
+    out: AnyPath, plan: CutPlan, uris: dict[int, str], digest_of: DigestOf
+) -> npt.NDArray[np.int64]:
+    """Of the rows in `uris`, those whose file is not the one that their record was made from."""
+    rows = np.fromiter(uris, dtype=np.int64, count=len(uris))
+    return np.array(
+        [
+            row
+            for index in np.unique(plan.shards_of(rows)).tolist()
+            for row, record in _records(out, plan, index, ["sha256"])
+            if row in uris
+            and (record["sha256"] is None or digest_of(uris[row]) != record["sha256"])
+        ],
+        dtype=np.int64,
+    )
+
+
+def _records(
+    out: AnyPath, plan: CutPlan, index: int, columns: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row of the plan, some columns of its record) for every record of a shard that is there."""
+    path = shard_path(out, index)
+    if not path.exists():
+        return
+    try:
+        first = read_shard_mark(path, check_rows=False).first_row
+    except DamagedShardError:
+        return  # damaged: made again anyway
+    if first == plan.first_row(index):
+        yield from enumerate(iter_file(path, columns), start=first)

@@ -1,0 +1,159 @@
+"""What every annotation reader is asked for and what it gives: images with boxes and phrases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from sca_batch.boxes import is_box, xywh_to_xyxy
+from sca_batch.errors import ScaError
+from sca_batch.manifests.json_stream import Progress
+
+__all__ = [
+    "AnnotatedImage",
+    "AnnotatedRegion",
+    "Reader",
+    "RefProtocol",
+    "Request",
+    "Tally",
+    "find_file",
+    "is_id",
+    "is_side",
+    "make_regions",
+    "require_split",
+    "whole_box",
+]
+
+RefProtocol = Literal["published", "clean"]
+# Called with the name of a stage and how far it is: bytes of a file, or images.
+LARGEST_PIXEL = 2**31  # boxes are kept as int32 while a file is read
+
+
+def _silent(stage: str, done: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to read. `annotations` and `images` replace the places below `root`.
+
+    `split_by` and `ref_protocol` concern the RefCOCO family alone, `min_confidence` SA-1B.
+    """
+
+    root: Path
+    split: str = "train"
+    annotations: Path | None = None
+    images: Path | None = None
+    split_by: str | None = None
+    ref_protocol: RefProtocol = "published"
+    min_confidence: float | None = None
+    progress: Progress = _silent
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedRegion:
+    """One region: its box in whole pixels of the image, what is said about it, and its id."""
+
+    box_xyxy: tuple[int, int, int, int]
+    phrases: tuple[str, ...]
+    region_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One image. Its file is the first of `candidates` that exists; `extra` are more columns.
+
+    With `is_member` the one candidate is a member of an archive that lists it.
+    """
+
+    image_id: int
+    candidates: tuple[Path, ...]
+    width: int
+    height: int
+    regions: tuple[AnnotatedRegion, ...]
+    extra: dict[str, Any] = field(default_factory=dict)
+    is_member: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was left out, and what was kept although one may ask; both counted by reason."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+
+
+Reader = Callable[[Request, Tally], Iterator[AnnotatedImage]]
+
+
+def find_file(request: Request, names: Sequence[str], what: str) -> Path:
+    """`--annotations`, or the first of `names` that exists below the root.
+
+    Raises:
+        ScaError: naming every place that was looked at.
+    """
+    if request.annotations is not None and request.annotations.is_file():
+        return request.annotations
+    base = request.annotations or request.root
+    for name in names:
+        if (base / name).is_file():
+            return base / name
+    raise ScaError(
+        f"{base}: no {what}; expected {' or '.join(names)} below it. Put the file there, or name "
+        "it: --annotations PATH"
+    )
+
+
+def require_split(request: Request, splits: Sequence[str]) -> str:
+    """The requested split, which must be one of `splits`."""
+    if request.split not in splits:
+        raise ScaError(
+            f"no split {request.split!r}; expected {', '.join(splits)}: --split {splits[0]}"
+        )
+    return request.split
+
+
+def is_id(value: Any) -> TypeGuard[int]:
+    """True for an integer that an image or an annotation may have as its id."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def is_side(value: Any) -> TypeGuard[int]:
+    """True for an integer that may be an image's width or height."""
+    return is_id(value) and value > 0
+
+
+def whole_box(box: Any) -> list[int] | None:
+    """Four numbers truncated to whole pixels, each by itself; None when they are not numbers."""
+    if not isinstance(box, list | tuple):
+        return None
+    try:
+        if not is_box(box) or max(map(abs, box)) >= LARGEST_PIXEL:
+            return None
+    except OverflowError:  # an integer too long for a float
+        return None
+    return [int(value) for value in box]
+
+
+def make_regions(
+    boxes_xywh: Sequence[Sequence[int]],
+    phrases: Sequence[tuple[str, ...]],
+    region_ids: Sequence[Any],
+    tally: Tally,
+) -> tuple[AnnotatedRegion, ...]:
+    """Regions of one image from whole XYWH boxes; a box of negative size is dropped, counted."""
+    if not boxes_xywh:
+        return ()
+    regions = []
+    corners = xywh_to_xyxy(boxes_xywh).astype(int).tolist()
+    for (x0, y0, x1, y1), texts, region_id in zip(corners, phrases, region_ids, strict=True):
+        if x1 < x0 or y1 < y0:
+            tally.dropped["regions with a negative width or height"] += 1
+            continue
+        if x1 == x0 or y1 == y0:
+            tally.noted["regions with an empty box"] += 1
+        regions.append(AnnotatedRegion((x0, y0, x1, y1), texts, str(region_id)))
+    return tuple(regions)

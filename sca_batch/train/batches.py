@@ -1,0 +1,134 @@
+"""The batches of a run on real images, made in worker processes from their numbers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from sca_batch.errors import ImageError, ScaError
+from sca_batch.images.decode import read_image
+from sca_batch.manifests.references import CaptionedImage, CaptionedImages
+from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
+from sca_batch.train.caption_recipes import CaptionRecipe
+from sca_batch.train.embeddings import EmbeddingCache
+from sca_batch.train.jitter import Draws, draw
+from sca_batch.train.order import SampleOrder
+from sca_batch.train.samples import CaptionBatch, RegionSample, collate, training_sample
+from sca_batch.train.task import BatchFailure
+
+__all__ = ["RegionBatches"]
+
+MOST_ATTEMPTS = 50
+
+
+class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
+    """Batch `m` holds the images of slots `m * images_per_device` onwards.
+
+    Every draw follows from the seed and the slot. As in the reference, an image without a region
+    after the crop is dropped from its batch, and with `skip_bad_images` so is one that cannot be
+    read; both are counted. Where the reference skips a batch that is empty then, and goes on with
+    the next one, here one image drawn from all takes its place: every device has something to do in
+    every step, and which images a step sees does not depend on earlier ones.
+    """
+
+    def __init__(
+        self,
+        recipe: CaptionRecipe,
+        sources: Sequence[CaptionedImages],
+        *,
+        size: int,
+        tokenizer_folder: Path,
+        eos_token_id: int,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        self.recipe, self.sources, self.size, self.cache = recipe, sources, size, cache
+        self.tokenizer_folder, self.eos_token_id = tokenizer_folder, eos_token_id
+        shares = [part.images for part in recipe.data]
+        self.order = SampleOrder([len(source) for source in sources], shares, recipe.seed)
+        self._tokenizer: CaptionTokenizer | None = None
+
+    def __getitem__(self, number: int) -> CaptionBatch | BatchFailure:
+        if self._tokenizer is None:  # here, because its functions do not travel to a process
+            self._tokenizer = read_tokenizer(self.tokenizer_folder, eos_token_id=self.eos_token_id)
+        first = number * self.recipe.images_per_device
+        left_out = Counter({"images_without_region": 0, "images_unreadable": 0})
+        try:
+            samples = self._samples(range(first, first + self.recipe.images_per_device), left_out)
+            return replace(collate(samples, self._tokenizer), left_out=dict(left_out))
+        except ScaError as error:
+            return BatchFailure(str(error))
+
+    def _samples(self, slots: range, left_out: Counter[str]) -> list[RegionSample]:
+        samples = []
+        for slot in slots:
+            rng = np.random.default_rng([self.recipe.seed, 1, slot])
+            image = self._image(self.order(slot))
+            sample = self._sample(image, rng, left_out)
+            if sample is not None:
+                samples.append(sample)
+        if samples:
+            return samples
+        for _ in range(MOST_ATTEMPTS):
+            image = self._image(self.order.pick(int(rng.integers(len(self.order)))))
+            sample = self._sample(image, rng, left_out)
+            if sample is not None:
+                return [sample]
+        raise ScaError(
+            f"{MOST_ATTEMPTS} images in a row gave no region to train on, the last was "
+            f"{image.key}: look at the manifest with sca manifest check"
+        )
+
+    def _image(self, place: tuple[int, int]) -> CaptionedImage:
+        source, index = place
+        return self.sources[source][index]
+
+    def _sample(
+        self, image: CaptionedImage, rng: np.random.Generator, left_out: Counter[str]
+    ) -> RegionSample | None:
+        try:
+            sample = self._try(image, rng)
+        except ImageError as error:
+            if not self.recipe.skip_bad_images:
+                raise ScaError(
+                    f"{image.key}: {error} ({image.uri}). Put it back, or go on without such "
+                    "images: --resume --set skip_bad_images=true"
+                ) from None
+            left_out["images_unreadable"] += 1
+            return None
+        if sample is None:
+            left_out["images_without_region"] += 1
+        return sample
+
+    def _try(self, image: CaptionedImage, rng: np.random.Generator) -> RegionSample | None:
+        recipe = self.recipe
+        scales = recipe.jitter_scales
+        augments = scales is not None or recipe.flip_chance > 0
+        draws: Draws | None = draw(rng, scales or (1.0, 1.0)) if augments else None
+        name = cached = None
+        if self.cache is not None:
+            flipped = draws is not None and draws.flip < recipe.flip_chance
+            name = self.cache.name(image.key, image.uri, flipped=flipped)
+            cached = self.cache.load(name)
+        if cached is None:
+            rgb = read_image(image.uri).rgb
+        else:
+            rgb = np.broadcast_to(np.zeros(3, np.uint8), (*cached[1], 3))  # only its size counts
+        sample = training_sample(
+            image,
+            rgb,
+            rng,
+            size=self.size,
+            most_regions=recipe.regions_per_image,
+            draws=draws,
+            flip_chance=recipe.flip_chance,
+            with_jitter=scales is not None,
+            with_pixels=cached is None,
+        )
+        if sample is None:
+            return None
+        return replace(sample, cache_name=name, embedding_DHW=None if cached is None else cached[0])

@@ -1,1 +1,0 @@
-"""Composed scenes: openly licensed pictograms on backgrounds, with exact masks and captions."""

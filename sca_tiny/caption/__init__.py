@@ -1,0 +1,1 @@
+"""The paper's task between the two, frozen, with scenes for data."""

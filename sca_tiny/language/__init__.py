@@ -1,0 +1,1 @@
+"""A small GPT-2 on what scenes say."""

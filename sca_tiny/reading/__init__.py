@@ -1,0 +1,1 @@
+"""The language model learns to read SAM's embedding."""

@@ -1,0 +1,1 @@
+"""Stage one of two towers: a small SAM on composed scenes."""

@@ -1,0 +1,1 @@
+"""Composed scenes of pictograms, with exact masks and true sentences."""

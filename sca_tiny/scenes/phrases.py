@@ -1,0 +1,349 @@
+"""Captions of composed scenes: short phrases a person would write, true of the scene."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sca_tiny.scenes.art import Concept
+
+__all__ = [
+    "MAX_CAPTION_WORDS",
+    "Arrangement",
+    "Mask",
+    "box_of",
+    "caption_subject",
+    "count_phrase",
+    "indefinite",
+    "noun_phrase",
+    "plural_of",
+    "write_captions",
+    "write_plain_captions",
+]
+
+Mask = NDArray[np.bool_]
+
+# What the words mean. Sizes are fractions of the canvas that the visible mask covers.
+TINY_BELOW = 0.008
+SMALL_BELOW = 0.02
+LARGE_ABOVE = 0.08
+COVERED_FROM = 0.06  # of the object's full silhouette, before one calls it "behind"
+NEAR_WITHIN = 0.06  # of the canvas width, between two boxes
+MAX_CAPTION_WORDS = 14
+
+_AFTER_SUBJECT = re.compile(
+    r" (?:partly (?:hidden|covered) (?:behind|by)|in front of|overlapping|behind|next to|beside"
+    r"|close to|to the (?:left|right) of|above|below|under|beneath"
+    r"|on the|in the|at the|near the)\b"
+)
+
+
+def box_of(mask: Mask) -> NDArray[np.float32]:
+    """The tightest box around a mask that is not empty, x1 and y1 exclusive."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return np.array([left, top, left + width, top + height], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Where N objects lie, from back to front, and the words that are true of it.
+
+    `masks` (N, H, W) hold what can be seen of each object, `full_masks` all of its silhouette.
+    """
+
+    masks: NDArray[np.bool_]
+    full_masks: NDArray[np.bool_]
+
+    @cached_property
+    def boxes_xyxy(self) -> NDArray[np.float32]:
+        """The frames of what can be seen, float32 (N, 4), x1 and y1 exclusive."""
+        return np.stack([box_of(mask) for mask in self.masks])
+
+    @cached_property
+    def _frames(self) -> list[list[int]]:
+        return [box_of(mask).astype(int).tolist() for mask in self.full_masks]
+
+    @cached_property
+    def _boxes(self) -> list[list[float]]:
+        return [[float(side) for side in box] for box in self.boxes_xyxy]
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        height, width = self.masks.shape[1:]
+        return [np.count_nonzero(mask) / (height * width) for mask in self.masks]
+
+    def size_words(self, i: int) -> tuple[str, ...]:
+        """Words for the share of the canvas that can be seen of an object; none between."""
+        share = self._shares[i]
+        if share > LARGE_ABOVE:
+            return ("large", "big")
+        if share < TINY_BELOW:
+            return ("small", "tiny", "little")
+        return ("small", "little") if share < SMALL_BELOW else ()
+
+    def position_word(self, i: int) -> str:
+        """Which ninth of the canvas holds the middle of the box: `top left` to `center`."""
+        x0, y0, x1, y1 = self._boxes[i]
+        height, width = self.masks.shape[1:]
+        column = min(int((x0 + x1) / 2 / width * 3), 2)
+        row = min(int((y0 + y1) / 2 / height * 3), 2)
+        words = [["top", "", "bottom"][row], ["left", "", "right"][column]]
+        return " ".join(word for word in words if word) or "center"
+
+    def relation_word(self, subject: int, other: int) -> str | None:
+        """How one object lies to another: `in front of`, `behind`, `left of`, `above`, ...
+
+        `in front of` and `behind` need one to hide a visible share of the other; `left of`,
+        `right of`, `above` and `below` need two that are close, level or in line, and do not
+        touch each other's silhouette.
+        """
+        lower, upper = min(subject, other), max(subject, other)
+        shared = self._meeting(lower, upper)
+        if shared is not None:
+            hidden = np.count_nonzero(self.full_masks[lower][shared] & self.masks[upper][shared])
+            if hidden:
+                if hidden < COVERED_FROM * np.count_nonzero(self.full_masks[lower]):
+                    return None
+                return "in front of" if subject == upper else "behind"
+            if (self.full_masks[lower][shared] & self.full_masks[upper][shared]).any():
+                return None
+        ax0, ay0, ax1, ay1 = self._boxes[subject]
+        bx0, by0, bx1, by1 = self._boxes[other]
+        near_px = NEAR_WITHIN * self.masks.shape[2]
+        shared_x = (min(ax1, bx1) - max(ax0, bx0)) / min(ax1 - ax0, bx1 - bx0)
+        shared_y = (min(ay1, by1) - max(ay0, by0)) / min(ay1 - ay0, by1 - by0)
+        if shared_y > 0.5 and 0 <= bx0 - ax1 <= near_px:
+            return "left of"
+        if shared_y > 0.5 and 0 <= ax0 - bx1 <= near_px:
+            return "right of"
+        if shared_x > 0.5 and 0 <= by0 - ay1 <= near_px:
+            return "above"
+        if shared_x > 0.5 and 0 <= ay0 - by1 <= near_px:
+            return "below"
+        return None
+
+    def _meeting(self, i: int, j: int) -> tuple[slice, slice] | None:
+        """Rows and columns that the frames of two whole silhouettes share."""
+        ax0, ay0, ax1, ay1 = self._frames[i]
+        bx0, by0, bx1, by1 = self._frames[j]
+        rows, columns = slice(max(ay0, by0), min(ay1, by1)), slice(max(ax0, bx0), min(ax1, bx1))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return None
+        return rows, columns
+
+
+def noun_phrase(concept: Concept, *, size: str | None = None, colour: str | None = None) -> str:
+    """`a small pair of red scissors`: article, size, measure, colour, label."""
+    words = " ".join(word for word in (size, concept.measure, colour, concept.label) if word)
+    if concept.article is not None:
+        return f"{concept.article} {words}".strip()
+    return f"{indefinite(words)} {words}"
+
+
+def count_phrase(concept: Concept, number: int, *, colour: str | None = None) -> str | None:
+    """`two red apples`, `three slices of pizza`; None for what is not counted."""
+    if concept.measure is not None:
+        noun = " ".join(w for w in (plural_of(concept.measure), colour, concept.label) if w)
+    elif concept.plural is not None:
+        noun = " ".join(word for word in (colour, concept.plural) if word)
+    else:
+        return None
+    return f"{_NUMBERS[number]} {noun}"
+
+
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+_SOUNDS_LIKE_A_CONSONANT = re.compile(r"(?:uni|eu|one\b|u-|ufo|ukulele)")
+_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?:hour|x-|honest)")
+
+
+def indefinite(words: str) -> str:
+    """`a` or `an`, by the sound of what follows: an hourglass, a unicorn, an x-ray."""
+    if _SOUNDS_LIKE_A_VOWEL.match(words):
+        return "an"
+    return "an" if words[0] in "aeiou" and not _SOUNDS_LIKE_A_CONSONANT.match(words) else "a"
+
+
+_IRREGULAR = {
+    "child": "children", "foot": "feet", "goose": "geese", "leaf": "leaves", "loaf": "loaves",
+    "man": "men", "mouse": "mice", "ox": "oxen", "person": "people", "scarf": "scarves",
+    "tooth": "teeth", "wolf": "wolves", "woman": "women", "cactus": "cacti", "knife": "knives",
+    "elf": "elves", "life": "lives", "tomato": "tomatoes", "potato": "potatoes",
+    "mango": "mangoes", "mosquito": "mosquitoes", "volcano": "volcanoes", "hero": "heroes",
+    "superhero": "superheroes", "domino": "dominoes", "fireman": "firemen", "snowman": "snowmen",
+    "sheep": "sheep", "fish": "fish", "deer": "deer", "bison": "bison", "moose": "moose",
+    "shrimp": "shrimp", "squid": "squid", "sushi": "sushi", "aircraft": "aircraft",
+    "jellyfish": "jellyfish", "pufferfish": "pufferfish", "t-rex": "t-rexes", "box": "boxes",
+}  # fmt: skip
+_BEFORE_REST = re.compile(
+    r" (?:with|without|of|in|on|over|covering|holding|getting|taking|doing|touching|tipping"
+    r"|raising|bouncing|feeding|meditating|walking|running|standing|kneeling|frowning|pouting"
+    r"|bowing|facepalming|shrugging|licking|blowing|rolling|pointing|from|and)\b"
+)
+
+
+def plural_of(noun: str) -> str:
+    """More than one of a noun: `boxes`, `people walking`, `cups with straw`."""
+    rest = _BEFORE_REST.search(noun)
+    head, tail = (noun[: rest.start()], noun[rest.start() :]) if rest else (noun, "")
+    first, _, last = head.rpartition(" ")
+    if last in _IRREGULAR:
+        plural = _IRREGULAR[last]
+    elif re.search(r"(?:s|x|z|ch|sh)$", last):
+        plural = f"{last}es"
+    elif re.search(r"[^aeiou]y$", last):
+        plural = f"{last[:-1]}ies"
+    else:
+        plural = f"{last}s"
+    return f"{first} {plural}{tail}".strip()
+
+
+def caption_subject(caption: str) -> str:
+    """The part of a caption that names its own object, without where it is or what is near it.
+
+    Scoring by the words of a concept needs this: `a dog next to a banana` is no banana.
+    """
+    return _AFTER_SUBJECT.split(caption, maxsplit=1)[0]
+
+
+def write_plain_captions(
+    rng: np.random.Generator,
+    concepts: Sequence[Concept],
+    colours: Sequence[str | None],
+    arrangement: Arrangement,
+) -> tuple[tuple[str, ...], ...]:
+    """For every object its noun with what it looks like, and one phrase with where it is."""
+    written = []
+    for i, concept in enumerate(concepts):
+        simple, *others = _subjects(rng, concept, colours[i], arrangement.size_words(i))
+        position = _any_of(rng, _POSITIONS[arrangement.position_word(i)])
+        placed = f"{_any_of(rng, [simple, *others])} {position}"
+        written.append(tuple(dict.fromkeys([simple, *others, placed])))
+    return tuple(written)
+
+
+def write_captions(
+    rng: np.random.Generator,
+    concepts: Sequence[Concept],
+    colours: Sequence[str | None],
+    arrangement: Arrangement,
+) -> tuple[tuple[str, ...], ...]:
+    """For every object some phrases of at most `MAX_CAPTION_WORDS`, the first one the simplest."""
+    times = Counter(concept.label for concept in concepts)
+    written = []
+    for i, concept in enumerate(concepts):
+        simple, *others = _subjects(rng, concept, colours[i], arrangement.size_words(i))
+        subjects = [simple, simple, *others]
+        alike = [k for k, other in enumerate(concepts) if other is concept]
+        if group := _count(rng, concept, [colours[k] for k in alike], times[concept.label]):
+            others.append(f"one of {group}")
+            subjects.append(f"one of {group}")
+        phrases = list(others)
+        position = arrangement.position_word(i)
+        for _ in range(2):
+            phrases.append(f"{_any_of(rng, subjects)} {_any_of(rng, _POSITIONS[position])}")
+        for relation, other in _relations(rng, i, concepts, colours, arrangement):
+            subject = simple if other.startswith("another ") else _any_of(rng, subjects)
+            phrases.append(f"{subject} {_any_of(rng, _RELATIONS[relation])} {other}")
+        kept = [
+            phrases[k]
+            for k in rng.permutation(len(phrases))
+            if len(phrases[k].split()) <= MAX_CAPTION_WORDS
+        ]
+        written.append(tuple(dict.fromkeys([simple, *kept])))
+    return tuple(written)
+
+
+def _subjects(
+    rng: np.random.Generator, concept: Concept, colour: str | None, sizes: Sequence[str]
+) -> list[str]:
+    """Ways to name an object by its looks: first with its colour, last without any of them."""
+    size = _any_of(rng, sizes) if sizes else None
+    phrases = [
+        noun_phrase(concept, colour=colour),
+        noun_phrase(concept, size=size, colour=colour),
+        noun_phrase(concept, size=size),
+        noun_phrase(concept),
+    ]
+    return list(dict.fromkeys(phrases))
+
+
+def _count(
+    rng: np.random.Generator, concept: Concept, colours: Sequence[str | None], number: int
+) -> str | None:
+    """`two red apples` where there are two or more; their colour only if they share one."""
+    if number < 2 or number not in _NUMBERS:
+        return None
+    shared = colours[0] if len(set(colours)) == 1 and rng.random() < 0.6 else None
+    return count_phrase(concept, number, colour=shared)
+
+
+def _relations(
+    rng: np.random.Generator,
+    subject: int,
+    concepts: Sequence[Concept],
+    colours: Sequence[str | None],
+    arrangement: Arrangement,
+) -> list[tuple[str, str]]:
+    """At most two relations of an object, with a phrase for what it is related to."""
+    found = {}
+    for j in range(len(concepts)):
+        word = arrangement.relation_word(subject, j) if j != subject else None
+        if word is not None:
+            found[j] = word
+    chosen: list[tuple[str, str]] = []
+    for j in rng.permutation(list(found))[:2].tolist():
+        alike = [k for k, concept in enumerate(concepts) if concept is concepts[j]]
+        all_so = subject not in alike and {found.get(k) for k in alike} == {found[j]}
+        group = _count(rng, concepts[j], [colours[k] for k in alike], len(alike))
+        if all_so and group:
+            chosen.append((found[j], group))
+        elif subject in alike:
+            # No article, size or colour, which the two might not share.
+            noun = " ".join(w for w in (concepts[j].measure, concepts[j].label) if w)
+            if concepts[j].article is None:
+                chosen.append((found[j], f"another {noun}"))
+        else:
+            sizes = arrangement.size_words(j)
+            size = _any_of(rng, sizes) if sizes and rng.random() < 0.25 else None
+            colour = colours[j] if rng.random() < 0.5 else None
+            chosen.append((found[j], noun_phrase(concepts[j], size=size, colour=colour)))
+    return list(dict.fromkeys(chosen))
+
+
+_RELATIONS = {
+    "in front of": ("in front of", "in front of", "overlapping"),
+    "behind": ("behind", "behind", "partly hidden behind", "partly hidden by", "partly covered by"),
+    "left of": ("next to", "beside", "close to", "to the left of"),
+    "right of": ("next to", "beside", "close to", "to the right of"),
+    "above": ("above",),
+    "below": ("below", "under", "beneath"),
+}
+_POSITIONS = {
+    "center": ("in the center", "in the middle", "in the middle of the picture"),
+    "left": ("on the left", "on the left side"),
+    "right": ("on the right", "on the right side"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    **{
+        f"{row} {side}": (
+            f"in the {row} {side}",
+            f"in the {row} {side} corner",
+            f"at the {row} {side}",
+        )
+        for row in ("top", "bottom")
+        for side in ("left", "right")
+    },
+}
+
+
+def _any_of(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return choices[int(rng.integers(len(choices)))]
