@@ -52,7 +52,7 @@ write_cut_plan(cut_frames(plan, 64), out, plan.digest)
 say("planned")
 if sys.argv[4] == "update":
     del plan
-    print(update_plan(out, listed(), 64, digest_of=lambda uri: None))
+    print(update_plan(out, listed(), 64))
     say("updated")
 """
 ROWS = """

@@ -37,7 +37,7 @@ def shapes_model(shapes_folder):
 @pytest.fixture(scope="session")
 def shapes_settings(shapes_folder):
     """The arguments of automatic mask generation that this model was recorded with."""
-    from sca_batch.regions.automatic import AutomaticMaskSettings
+    from sca_batch.regions.settings import AutomaticMaskSettings
 
     arguments = json.loads((shapes_folder / "annotations.json").read_text())["arguments"]
     return AutomaticMaskSettings(**{k: v for k, v in arguments.items() if k != "output_mode"})

@@ -101,7 +101,9 @@ class MeanCaptioner:
 
 def make_mean_worker(device="cpu"):
     from sca_batch.job import ShardWorker
-    from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+    from sca_batch.pipeline.settings import BatchSettings
+    from sca_batch.pipeline.pipeline import Pipeline
+    from sca_batch.regions.settings import RegionSettings
 
     regions = RegionSettings(source="given")
     # Regions that are given, and a captioner without embeddings: a model is asked for its size.

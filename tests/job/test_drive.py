@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.captioners.settings import CaptionSettings
+from sca_batch.captioners.sca import ScaCaptioner
 from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ScaError
 from sca_batch.images.decode import looks_like_image
 from sca_batch.job import ShardWorker, locked, open_run, refuse_foreign_folder, remove_run, run_job
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.settings import BatchSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.regions.settings import RegionSettings
 from sca_batch.plan.sources import plan_sources
 from sca_batch.runners import InlineRunner
 

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from sca_batch.model.memory import GROW_AFTER, Allowance, fit
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.settings import BatchSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.regions.settings import RegionSettings
 from sca_batch.records import Caption, ImageRef, Prompt
 
 

@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, rle_to_mask
-from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.captioners.settings import CaptionSettings
+from sca_batch.captioners.sca import ScaCaptioner
 from sca_batch.errors import ScaError
 from sca_batch.images.policy import ReadPolicy
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.settings import BatchSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.regions.settings import RegionSettings
 from sca_batch.records import ImageRef, Prompt
-from sca_batch.regions.select import RegionLimits
+from sca_batch.regions.settings import RegionLimits
 
 ANYWHERE = ReadPolicy()
 
@@ -65,7 +68,7 @@ def assert_equal_records(first, second):
 @pytest.mark.parametrize("name", ["anything", "anything-crops"])
 def test_point_prompts_caption_what_the_published_demo_captions(golden, name):
     from sca_batch.model.checkpoint import load_checkpoint
-    from sca_batch.regions.automatic import AutomaticMaskSettings
+    from sca_batch.regions.settings import AutomaticMaskSettings
 
     recorded = json.loads((golden / name / "annotations.json").read_text())
     arguments = {k: v for k, v in recorded["arguments"].items() if k != "output_mode"}

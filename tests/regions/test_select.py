@@ -5,7 +5,7 @@ import pytest
 from sca_batch.errors import ScaError
 from sca_batch.records import Region
 from sca_batch.regions.proposal import ModelPrompt, Proposal
-from sca_batch.regions.select import RegionLimits
+from sca_batch.regions.settings import RegionLimits
 
 SIZE_HW = (10, 20)
 
