@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# One thread in this process and in those that it starts: tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from PIL import Image, ImageDraw
 

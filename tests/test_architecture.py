@@ -34,7 +34,9 @@ HOUSE: dict[str, set[str]] = {
         "manifests", "plan", "dataset", "runners",
     },
     "reports": {"records", "boxes", "images", "storage", "manifests", "dataset"},
-    "train": {"records", "boxes", "images", "model", "storage", "manifests", "regions", "overrides"},
+    "train": {
+        "records", "boxes", "images", "model", "storage", "manifests", "regions", "overrides",
+    },
     "checks": {
         "records", "boxes", "images", "model", "regions", "captioners", "pipeline", "storage",
         "manifests", "plan", "train", "engines",

@@ -127,7 +127,7 @@ def _decorator(found: OptionField) -> Callable[[F], F]:
         type=None if is_flag else _type(found),
         is_flag=is_flag,
         # Codes may be left out: then all are meant.
-        flag_value="all" if told.form == "codes" else None,
+        **({"flag_value": "all"} if told.form == "codes" else {}),
         default=found.default,
         show_default=told.shown or not (is_flag or found.default in (None, ())),
         metavar=told.metavar,

@@ -353,7 +353,11 @@ class CaptionRequest:
     def kept(self) -> JsonObject:
         """The options that a run gives back where they are left out when it is resumed."""
         values = option_values(self)
-        return {f.name: _json(values[f.name]) for f in option_fields(type(self)) if f.option.kept}
+        return {
+            f.name: _json(values[f.name])
+            for f in option_fields(type(self))
+            if f.option.kept or f.option.content
+        }
 
     def content(self, report: ModelReport) -> JsonObject:
         """Everything that records depend on, for the fingerprint."""

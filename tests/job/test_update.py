@@ -37,9 +37,7 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, rows_at_once)
     now |= {f"new-{i}.jpg": i for i in range(70)}
     order = chance.sample(sorted(now), len(now))
     listed = plan_of(tmp_path, [{"uri": key, "n": now[key]} for key in order])
-    expected = SourcesChanged(
-        new=70, changed=30, gone=50, back=0, unchanged=120, followed=False
-    )
+    expected = SourcesChanged(new=70, changed=30, gone=50, back=0, unchanged=120, followed=False)
     assert source_changes(open_plan(tmp_path), listed, rows_at_once=rows_at_once) == expected
     updated = update_plan(tmp_path, listed, 64, rows_at_once=rows_at_once)
     assert updated == replace(expected, followed=True)
