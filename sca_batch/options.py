@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar, Unpack
@@ -138,9 +139,7 @@ def with_options(settings: T, values: Mapping[str, object]) -> T:
     changed: dict[tuple[str, ...], dict[str, object]] = {}
     for found in option_fields(type(settings)):
         if found.name in values:
-            value = values[found.name]
-            if isinstance(value, str if found.kind is Path else list):  # as JSON holds it
-                value = found.kind(value)
+            value = _converted(values[found.name], found.kind)
             changed.setdefault(found.owner, {})[found.field] = value
     return _with(settings, (), changed)
 
@@ -152,6 +151,22 @@ def _with(part: T, path: tuple[str, ...], changed: dict[tuple[str, ...], dict[st
     }
     fields |= {name: _with(getattr(part, name), (*path, name), changed) for name in deeper}
     return dataclasses.replace(part, **fields) if fields else part  # type: ignore[type-var]
+
+
+def _converted(value: object, kind: type) -> object:
+    """A value as JSON, a command line or a script has it, as its field has it."""
+    if value is None or isinstance(value, kind):
+        return value
+    if kind is tuple:
+        words = value.split(",") if isinstance(value, str) else value
+        if isinstance(words, Iterable):
+            return tuple(word.strip() if isinstance(word, str) else word for word in words)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind is Path and isinstance(value, str | os.PathLike):
+        return Path(value)
+    read: Callable[[object], object] | None = getattr(kind, "of", None)
+    return value if read is None else read(value)
 
 
 def check_options(settings: object) -> None:

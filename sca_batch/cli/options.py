@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sca_batch.errors import ScaError
 from sca_batch.options import OptionField, option_fields
 
 __all__ = ["Duration", "GroupedCommand", "given_options", "options_of"]
@@ -43,14 +44,10 @@ class _Failures(click.ParamType[object]):
     ) -> object:
         from sca_batch.job.request import Failures
 
-        if isinstance(value, Failures):
-            return value
-        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", str(value).strip())
-        if not found or (found[2] and float(found[2]) > 100):
-            self.fail(
-                f"{value!r}; expected a number such as 5, or a share such as 0.1%", param, ctx
-            )
-        return Failures(int(found[1])) if found[1] else Failures(share=float(found[2]) / 100)
+        try:
+            return value if isinstance(value, Failures) else Failures.of(value)
+        except ScaError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _Names(click.ParamType[tuple[str, ...]]):

@@ -60,6 +60,12 @@ __all__ = ["Outcome", "Preview", "caption_corpus", "caption_images", "preview_co
 # What a worker needs; loaded once by the process that workers are forked from.
 PRELOAD = ("sca_batch.job.load", "sca_batch.runners.serve")
 
+# Options that mean nothing where nothing is written.
+_OF_A_DATASET = {
+    "commit_every", "image_timeout", "metrics_file", "overwrite", "retry_failed", "shard_size",
+    "shard_timeout", "time_limit", "update", "verify_content", "workers",
+}  # fmt: skip
+
 _Local = LocalRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 _Inline = InlineRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 
@@ -165,6 +171,12 @@ def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Ite
     from sca_batch.job.load import load_pipeline
     from sca_batch.job.worker import image_done
 
+    idle = sorted(request.given & _OF_A_DATASET)
+    if idle:
+        raise ScaError(
+            f"--{idle[0].replace('_', '-')} has no effect where lines are printed and no dataset "
+            "is written; leave it out, or name a folder with -o"
+        )
     request = _settled(request, None)
     plan = list_sources(request)
     pipeline, report = load_pipeline(request, request.model.device)
@@ -254,6 +266,11 @@ def _runner(request: CaptionRequest) -> _Local | _Inline:
     """One worker per device, or as many as are asked for, spread over them."""
     running, device = request.running, request.model.device
     if running.workers == 0:
+        idle = sorted(request.given & {"image_timeout", "shard_timeout"})
+        if idle:
+            raise ScaError(
+                f"--{idle[0].replace('_', '-')} takes a worker process to end: --workers 1"
+            )
         return InlineRunner(_MakeWorker(request, 1), device)
     gpus = _gpus() if device in ("auto", "cuda") else 0
     devices = [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device]

@@ -7,6 +7,7 @@ that are marked as `content`. No model is loaded.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -46,6 +47,18 @@ class Failures:
 
     count: int = 0
     share: float | None = None
+
+    @classmethod
+    def of(cls, value: object) -> Failures:
+        """A number such as 5, or a share such as "0.1%".
+
+        Raises:
+            ScaError: for anything else.
+        """
+        found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", str(value).strip())
+        if not found or (found[2] and float(found[2]) > 100):
+            raise ScaError(f"{value!r}; expected a number such as 5, or a share such as 0.1%")
+        return cls(int(found[1])) if found[1] else cls(share=float(found[2]) / 100)
 
     def allow(self, failed: int, images: int) -> bool:
         limit = self.count if self.share is None else self.share * images
