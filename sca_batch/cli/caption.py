@@ -101,7 +101,7 @@ def _describe(preview: Preview) -> None:
 
 
 def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
-    """How the run ended, in words."""
+    """The end of the run, in words."""
     tally, out = outcome.tally, outcome.out
     if outcome.lock_lost:
         return (

@@ -18,7 +18,7 @@ STARTED = time.monotonic()  # about when the process began, which is what --time
 
 
 class Stop:
-    """Who asked us to stop; nobody yet, as long as `requested` is False."""
+    """The wish to stop; nobody's yet, as long as `requested` is False."""
 
     def __init__(self, time_limit_s: float | None) -> None:
         from sca_batch.job.deadline import Deadline

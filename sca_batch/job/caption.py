@@ -72,7 +72,7 @@ _Inline = InlineRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `exit_code` is the command line's, `docs/NIGHTLY.md` has the contract.
+    """The end of a run. `exit_code` is the command line's, `docs/NIGHTLY.md` has the contract.
 
     `tally` counts this session; `planned` all images of the run. `lock_lost` says that another
     run has taken the output over, on a store.
@@ -87,7 +87,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a request would do: its options as they would be, its images, and where they go."""
+    """A request as it would be done: its options, its images, and where they go."""
 
     request: CaptionRequest
     plan: Plan
@@ -192,7 +192,7 @@ def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Ite
 
 
 def preview_corpus(request: CaptionRequest) -> Preview:
-    """What `caption_corpus` would do. Sources are listed; nothing is loaded or written.
+    """A preview of `caption_corpus`. Sources are listed; nothing is loaded or written.
 
     Raises:
         ScaError: for a request that cannot be met.
@@ -203,7 +203,7 @@ def preview_corpus(request: CaptionRequest) -> Preview:
 
 
 def output_of(request: CaptionRequest) -> AnyPath:
-    """Where the dataset goes.
+    """The folder or the store that the dataset goes to.
 
     Raises:
         ScaError: for an output that cannot hold one.

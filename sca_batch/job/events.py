@@ -31,7 +31,7 @@ class EngineChosen:
 
 @dataclass(frozen=True, slots=True)
 class SourcesChanged:
-    """What the sources hold now, in rows of the plan. `followed` says that it was an update.
+    """The sources as they are now, in rows of the plan. `followed` says that it was an update.
 
     Without an update the run goes on with its plan, and this is what an update would find.
     """

@@ -1,4 +1,4 @@
-"""A run in a folder: started or taken up, locked, removed."""
+"""A run in a folder: started or resumed, locked, removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from sca_batch.dataset.shards import (
     CONTENT_VERSION,
@@ -24,6 +23,7 @@ from sca_batch.errors import ScaError
 from sca_batch.faults import fault
 from sca_batch.plan.plan import PLAN_FILE, Plan
 from sca_batch.plan.run_plan import CutPlan, cut_frames, open_plan, write_cut_plan
+from sca_batch.records import Json
 from sca_batch.storage.atomic import remove_unfinished
 from sca_batch.storage.lease import Lease, leased
 from sca_batch.storage.stores import AnyPath, StorePath
@@ -53,7 +53,7 @@ class Run:
 
     out: AnyPath
     plan: CutPlan
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, Json]
 
     @property
     def digest(self) -> str:
@@ -111,11 +111,11 @@ def open_run(
     out: AnyPath,
     *,
     make_plan: Callable[[], Plan],
-    content: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    content: Mapping[str, Json],
+    settings: Mapping[str, Json],
     shard_size: int,
 ) -> Run:
-    """Starts a run in `out`, or takes up the one that is there.
+    """Starts a run in `out`, or resumes the one that is there.
 
     `content` holds every setting that records depend on; `settings` is informative. A run that
     is there keeps its plan: its source is not listed again.

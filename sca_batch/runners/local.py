@@ -1,7 +1,7 @@
 """One worker process per device, and a supervisor that restarts what dies.
 
 The supervisor never touches an image or a model, so that whatever kills a worker leaves someone to
-go on. The unit of a worker that died is taken up again carefully, one item at a time; the item
+go on. The unit of a worker that died is resumed carefully, one item at a time; the item
 during which workers keep dying is given up, and the unit goes on without it.
 """
 
@@ -106,7 +106,7 @@ class LocalRunner(Generic[C, R, S, A]):
             self._start(self._slots[0])
 
     def about(self) -> A:
-        """What the first worker says of itself.
+        """The answer of the first worker that is ready.
 
         Raises:
             ScaError: when no worker can be made.

@@ -1,4 +1,4 @@
-"""How worker processes are started: forked from a process without threads, deaf to signals."""
+"""Starting worker processes: forked from a process without threads, deaf to signals."""
 
 from __future__ import annotations
 
