@@ -8,7 +8,7 @@ missing shards made, the exports written. Nothing is printed; listeners are told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from sca_batch.job.drive import Tally, run_job
 from sca_batch.job.events import (
     EngineChosen,
     Event,
+    Exporting,
     Finished,
     ImageDone,
     Listener,
@@ -36,6 +37,7 @@ from sca_batch.job.request import CaptionRequest, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
+    Lock,
     Run,
     locked,
     open_run,
@@ -130,7 +132,7 @@ def caption_corpus(
         # Workers that start from here on take what the first one found, and say nothing of it.
         runner.make_worker = _MakeWorker(request, runner.workers)
         tell(EngineChosen(report.engine, report.engine_why))
-        with locked(out) as lock:
+        with _held(out) as lock:
             if request.existing.overwrite:
                 remove_run(out)
             run = open_run(
@@ -151,6 +153,7 @@ def caption_corpus(
                 listen=partial(_hear, tell, deadline, watch),
                 should_stop=partial(_must_stop, tell, deadline, lambda: lock.lost or should_stop()),
             )
+            tell(Exporting())
             is_complete = not tally.stopped and not tally.lost
             write_summary(out / SUMMARY_FILE, _summary(run, tally, watch, runner.workers))
             if "coco" in request.output.formats and not tally.stopped and not lock.lost:
@@ -292,6 +295,24 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+@contextmanager
+def _held(out: AnyPath) -> Iterator[Lock]:
+    """The lock of the output.
+
+    Raises:
+        ScaError: for an output that cannot be made, or that another run holds.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(out))
+        except OSError as error:
+            why = error.strerror or error
+            raise ScaError(
+                f"{out}: cannot be written ({why}); name another folder with -o"
+            ) from None
+        yield lock
 
 
 def _hear(tell: Listener, deadline: Deadline, watch: DomainWatch, event: Event) -> None:
