@@ -140,4 +140,5 @@ def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
     lines.append(f"  {out}/: {written}, run.json")
     lines.append(f"  look at one: sca draw {out} IMAGE")
     lines += [f"{lost.shard} is left over: {lost.error}" for lost in tally.lost]
+    lines += [f"no worker could start on {device}" for device in outcome.devices_lost]
     return "\n".join(lines)

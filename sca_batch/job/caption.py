@@ -33,7 +33,7 @@ from sca_batch.job.events import (
     ignore,
 )
 from sca_batch.job.metrics import Metrics
-from sca_batch.job.request import CaptionRequest, ModelReport
+from sca_batch.job.request import CaptionRequest, Failures, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
@@ -74,17 +74,33 @@ _Inline = InlineRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a run. `exit_code` is the command line's, `docs/NIGHTLY.md` has the contract.
+    """The end of a run. `planned` counts its images, `tally` what this session did.
 
-    `tally` counts this session; `planned` all images of the run. `lock_lost` says that another
-    run has taken the output over, on a store.
+    `lock_lost` says that another run has taken the output over, on a store; no worker could start
+    on `devices_lost`.
     """
 
     out: AnyPath
     planned: int
     tally: Tally
-    exit_code: int
+    allowed: Failures
     lock_lost: bool = False
+    devices_lost: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Every image has a record."""
+        return not self.tally.stopped and not self.tally.lost
+
+    @property
+    def exit_code(self) -> int:
+        """The command line's exit code; docs/NIGHTLY.md has the contract."""
+        if self.lock_lost or self.tally.stopped:
+            return EXIT_STOPPED
+        if any(lost.is_bug for lost in self.tally.lost):
+            return EXIT_BUG
+        few = self.allowed.allow(self.tally.failures.total(), self.planned)
+        return 0 if few and self.complete and not self.devices_lost else EXIT_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +170,20 @@ def caption_corpus(
                 should_stop=partial(_must_stop, tell, deadline, lambda: lock.lost or should_stop()),
             )
             tell(Exporting())
-            is_complete = not tally.stopped and not tally.lost
-            write_summary(out / SUMMARY_FILE, _summary(run, tally, watch, runner.workers))
-            if "coco" in request.output.formats and not tally.stopped and not lock.lost:
-                export_coco(out, out / COCO_FILE)
-            tell(Finished(is_complete))
-            return Outcome(
-                out, len(run.plan), tally, _exit_code(request, tally, len(run.plan), lock.lost),
-                lock.lost,
-            )  # fmt: skip
+            outcome = Outcome(
+                out=out,
+                planned=len(run.plan),
+                tally=tally,
+                allowed=request.running.max_failures,
+                lock_lost=lock.lost,
+                devices_lost=tuple(runner.retired),
+            )
+            if not lock.lost:
+                write_summary(out / SUMMARY_FILE, _summary(run, outcome, watch, runner.workers))
+                if "coco" in request.output.formats and not tally.stopped:
+                    export_coco(out, out / COCO_FILE)
+            tell(Finished(outcome.complete))
+            return outcome
 
 
 def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Iterator[ImageRecord]:
@@ -332,18 +353,20 @@ def _must_stop(tell: Listener, deadline: Deadline, asked: Callable[[], bool]) ->
     return deadline.is_near
 
 
-def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonObject:
+def _summary(run: Run, outcome: Outcome, watch: DomainWatch, workers: int) -> JsonObject:
     """The session in numbers; `failures` counts the whole dataset's, the rest is this session's."""
+    tally = outcome.tally
     seconds, stages = tally.seconds, tally.stages
     summary: JsonObject = {
-        "complete": not tally.stopped and not tally.lost,
-        "images_planned": len(run.plan),
+        "complete": outcome.complete,
+        "images_planned": outcome.planned,
         "images_gone": len(run.plan.gone_rows),
         "images_done_before": tally.resumed_images,
         "images": tally.images,
         "regions": tally.regions,
         "failures": dict(tally.failures.most_common()),
         "shards_left_over": [lost.shard for lost in tally.lost],
+        "devices_lost": list(outcome.devices_lost),
         "seconds": round(seconds, 3),
         "images_per_s": round(tally.images / seconds, 4) if seconds else 0.0,
         "workers": workers,
@@ -353,12 +376,3 @@ def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonOb
     if watch.domain is not None:
         summary["images_outside_domain"] = watch.outside
     return summary
-
-
-def _exit_code(request: CaptionRequest, tally: Tally, planned: int, lock_lost: bool) -> int:
-    if lock_lost or tally.stopped:
-        return EXIT_STOPPED
-    if any(lost.is_bug for lost in tally.lost):
-        return EXIT_BUG
-    few = request.running.max_failures.allow(tally.failures.total(), planned)
-    return 0 if few and not tally.lost else EXIT_LEFTOVERS
