@@ -116,7 +116,7 @@ def _prompts(boxes: Boxes | None, points: Points | None) -> tuple[Prompt, ...] |
     for i, box in enumerate([] if boxes is None else _rows(boxes, "boxes", 4)):
         if not is_box(box) or box[2] < box[0] or box[3] < box[1]:
             raise ScaError(f"boxes[{i}] is {box}; expected x0, y0, x1, y1 in pixels")
-        prompts.append(Prompt(box_xyxy=tuple(box)))
+        prompts.append(Prompt(box_xyxy=(box[0], box[1], box[2], box[3])))
     for i, point in enumerate([] if points is None else _rows(points, "points", 2)):
         if not np.isfinite(point).all():
             raise ScaError(f"points[{i}] is {point}; expected x, y in pixels")
