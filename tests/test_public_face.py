@@ -52,7 +52,7 @@ def test_a_listener_hears_these_events():
     assert told == {
         "SourcesUnlisted": ["error"],
         "EngineChosen": ["engine", "why"],
-        "SourcesChanged": ["new", "changed", "gone", "back", "unchanged", "followed"],
+        "SourcesChanged": ["new", "changed", "gone", "back", "unchanged", "followed", "unreadable"],
         "RetryingFailed": ["images"],
         "Planned": ["images"],
         "Resumed": ["images"],
