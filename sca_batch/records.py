@@ -17,6 +17,8 @@ __all__ = [
     "CaptionedRegion",
     "ImageRecord",
     "ImageRef",
+    "Json",
+    "JsonObject",
     "Prompt",
     "PromptType",
     "Region",
@@ -25,6 +27,8 @@ __all__ = [
     "redacted",
 ]
 
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+JsonObject = dict[str, Json]
 BoxXYXY = tuple[float, float, float, float]
 Rle = dict[str, Any]
 PromptType = Literal["grid_point", "box", "points", "mask"]

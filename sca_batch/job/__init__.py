@@ -10,7 +10,6 @@ from sca_batch.job.drive import Outcome, run_job
 from sca_batch.job.run import (
     COCO_FILE,
     Run,
-    locked,
     open_run,
     refuse_foreign_folder,
     remove_run,
@@ -18,6 +17,7 @@ from sca_batch.job.run import (
 )
 from sca_batch.job.summary import StageTimes, summarize, write_summary
 from sca_batch.job.worker import ImageDone, ShardWorker, image_done
+from sca_batch.storage.lock import locked
 
 __all__ = [
     "COCO_FILE",

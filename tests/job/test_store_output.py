@@ -23,7 +23,7 @@ from sca_batch.dataset.shards import iter_rows
 from sca_batch.dataset.verify import verify_dataset
 from sca_batch.errors import ScaError
 from sca_batch.runners.local import start_fork_server
-from sca_batch.storage.lease import Lease, leased
+from sca_batch.storage.lock import Lease, leased
 from sca_batch.storage.stores import StoreError, StorePath
 
 pytest.importorskip("s3fs")

@@ -1,14 +1,15 @@
-"""Two runs on one place in an object store: the second is refused, unless the first is dead.
+"""One run at a time in a folder or store: the second is refused, unless the first is dead.
 
-A store has no lock that dies with its process. The holder puts an object with its name in it,
-create-if-absent, and renews it. Whoever finds one waits to see whether it is renewed, and takes
-over what is not. Where a holder was only slow, it finds another name in the object and stops.
-Between these two moments both may write: their shards hold the same rows, so that nothing is lost
-but work.
+In a folder that is a flock, which dies with its process. A store has nothing like it: there the
+lock is a lease, an object with the holder's name in it, put create-if-absent and renewed. Whoever
+finds one waits to see whether it is renewed, and takes over what is not. Where a holder was only
+slow, it finds another name in the object and stops. Between these two moments both may write:
+their shards hold the same rows, so that nothing is lost but work.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -17,27 +18,74 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from sca_batch.errors import ScaError
-from sca_batch.storage.stores import StorePath
+from sca_batch.faults import fault
+from sca_batch.records import JsonObject
+from sca_batch.storage.stores import AnyPath, StorePath
 
-__all__ = ["EXPIRES_S", "RENEWED_EVERY_S", "Lease", "leased"]
+__all__ = ["LOCK_FILE", "Lease", "Lock", "leased", "locked"]
 
+LOCK_FILE = ".lock"
 RENEWED_EVERY_S = 10.0
-NOT_LINUX = "?"  # who cannot tell when a process began, waits for the time to be up
 EXPIRES_S = 60.0  # after which one that was not renewed is taken over
+NOT_LINUX = "?"  # who cannot tell when a process began, waits for the time to be up
 
 
-class Lease:
-    """A run's hold on a place in a store, while its thread renews it; `lost` when it was taken."""
+class Lock:
+    """A run's hold on its folder. On a store it can be `lost`: then the run must stop."""
 
-    def __init__(self, path: StorePath, renewed_every_s: float) -> None:
+    lost = False
+
+
+@contextmanager
+def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
+    """Keeps a second run out of the folder. The lock dies with its process, however that ends.
+
+    One that is restarted at once waits `wait_s` for what was killed to be gone.
+
+    Raises:
+        ScaError: when another run holds it.
+    """
+    if isinstance(out, StorePath):
+        with leased(out / LOCK_FILE) as lease:
+            fault("lock.taken")
+            yield lease
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK_FILE).open("a") as file:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise _in_use(out) from None
+            time.sleep(0.05)
+        fault("lock.taken")
+        yield Lock()
+
+
+def _in_use(out: AnyPath, holder: str = "") -> ScaError:
+    return ScaError(
+        f"{out}: another run is writing here{holder}; wait for it, or choose another -o"
+    )
+
+
+class Lease(Lock):
+    """A hold on an object in a store, which a thread renews; `lost` when another took it over."""
+
+    def __init__(self, path: StorePath, renewed_every_s: float = RENEWED_EVERY_S) -> None:
         self.path = path
-        self.lost = False
         self._every_s = renewed_every_s
-        self._holder = {"token": uuid4().hex, "host": _host(), **_process(os.getpid())}
+        self._holder: JsonObject = {
+            "token": uuid4().hex,
+            "host": _host(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+        }
         self._beat = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -66,8 +114,7 @@ class Lease:
         return json.dumps({**self._holder, "beat": self._beat}).encode()
 
     def _is_ours(self) -> bool:
-        found = _read(self.path) or {}
-        return bool(found.get("token") == self._holder["token"])
+        return (_read(self.path) or {}).get("token") == self._holder["token"]
 
     def _renew(self) -> None:
         while not self._ended.wait(self._every_s):
@@ -82,15 +129,13 @@ class Lease:
 
 
 @contextmanager
-def leased(
-    path: StorePath, *, renewed_every_s: float = RENEWED_EVERY_S, expires_s: float = EXPIRES_S
-) -> Iterator[Lease]:
+def leased(path: StorePath, *, expires_s: float = EXPIRES_S) -> Iterator[Lease]:
     """Holds the object at `path` as a lock.
 
     Raises:
         ScaError: when another run holds it.
     """
-    lease = Lease(path, renewed_every_s)
+    lease = Lease(path)
     while not lease.take():
         _await_death(path, expires_s)
         path.unlink(missing_ok=True)
@@ -105,8 +150,9 @@ def _await_death(path: StorePath, expires_s: float) -> None:
     found = first = _read(path)
     deadline = time.monotonic() + expires_s
     while found is not None and found == first:
-        if found.get("host") == _host() and found.get("started") != NOT_LINUX:
-            if _process(found.get("pid", 0))["started"] != found.get("started"):
+        pid, started = found.get("pid"), found.get("started")
+        if found.get("host") == _host() and started != NOT_LINUX:
+            if _started(pid) != started:
                 return
             break
         if time.monotonic() > deadline:
@@ -114,13 +160,12 @@ def _await_death(path: StorePath, expires_s: float) -> None:
         time.sleep(min(1.0, expires_s / 10))
         found = _read(path)
     if found is not None:
-        raise ScaError(
-            f"{path.parent}: another run is writing here ({found.get('host', '?').split('|')[0]}, "
-            f"process {found.get('pid')}); wait for it, or choose another -o"
-        )
+        host = str(found.get("host", "?")).split("|")[0]
+        raise _in_use(path.parent, f" ({host}, process {found.get('pid')})")
 
 
-def _read(path: StorePath) -> dict[str, Any] | None:
+def _read(path: StorePath) -> JsonObject | None:
+    """The holder that the object names: empty where it is no such object, None without one."""
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -143,12 +188,12 @@ def _host() -> str:
     )
 
 
-def _process(pid: int) -> dict[str, Any]:
-    """A process by its number and, since numbers come again, the time it was started at."""
+def _started(pid: object) -> str | None:
+    """The time that a process was started at, since numbers come again; None without a process."""
     if not Path("/proc/self/stat").exists():
-        return {"pid": pid, "started": NOT_LINUX}
+        return NOT_LINUX
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return {"pid": pid, "started": None}
-    return {"pid": pid, "started": None if fields[0] in "ZX" else fields[19]}
+        return None
+    return None if fields[0] in "ZX" else fields[19]
