@@ -238,7 +238,7 @@ def _caption_to_folder(
 
 
 def _plan(sources: Sequence[str], options: dict[str, Any]) -> Plan:
-    from sca_batch.images.decode import looks_like_image
+    from sca_batch.images.formats import looks_like_image
     from sca_batch.images.policy import check_schemes
     from sca_batch.plan.plan import plan_head
     from sca_batch.plan.sources import has_image_suffix, plan_sources

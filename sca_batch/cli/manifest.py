@@ -241,7 +241,7 @@ def _build_from(kind: str, root: Path, target: Path | None, options: dict[str, A
 
 
 def _build_plain(sources: tuple[str, ...], target: Path | None, options: dict[str, Any]) -> None:
-    from sca_batch.images.decode import looks_like_image
+    from sca_batch.images.formats import looks_like_image
     from sca_batch.manifests.write import write_manifest
     from sca_batch.plan.as_manifest import plan_rows
     from sca_batch.plan.plan import plan_head

@@ -15,14 +15,15 @@ from typing import BinaryIO, Literal
 import polars as pl
 
 from sca_batch.errors import ScaError
+from sca_batch.images.formats import has_image_suffix
 from sca_batch.manifests.formats import MANIFEST_SUFFIXES
 from sca_batch.manifests.listing import LISTING_SCHEMA, Listing
 from sca_batch.manifests.read import STDIN, is_manifest, read_manifest
 from sca_batch.manifests.values import BoxFormat
-from sca_batch.plan.listings import is_archive, list_archive, list_store
+from sca_batch.plan.listings import list_archive, list_store
 from sca_batch.plan.plan import Plan, make_plan
 from sca_batch.records import redacted
-from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER
+from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER, is_archive
 from sca_batch.storage.spool import Spool
 from sca_batch.storage.stores import AnyPath, StorePath
 
@@ -37,11 +38,6 @@ __all__ = [
 IsImage = Callable[[Path], bool]
 Kind = Literal["manifest", "folder", "image", "pattern", "archive", "store"]
 
-# Written out: the system's table of types differs from machine to machine.
-IMAGE_SUFFIXES = {
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
 NAMES_AT_ONCE = 50_000  # Python strings alive while a folder is listed
 
 
@@ -133,11 +129,6 @@ def refuse_output_inside(sources: Sequence[str], out: AnyPath) -> None:
                 f"{out}: the output would lie inside the source {source}; choose a folder beside "
                 f"it, such as -o {folder.parent / f'{folder.name}-captions'}"
             )
-
-
-def has_image_suffix(path: Path) -> bool:
-    """True when the name claims to be an image's."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _kind(source: str) -> Kind:
@@ -256,7 +247,7 @@ def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
-    found, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
+    found, skipped = list_archive(source)
     if found.is_empty():
         raise ScaError(f"{source}: no images among its {skipped:,} members")
     # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
@@ -272,7 +263,7 @@ def _archive_listing(source: str, root: Path) -> Listing:
 
 
 def _store_listing(source: str) -> Listing:
-    found, skipped = list_store(source, lambda name: has_image_suffix(Path(name)))
+    found, skipped = list_store(source)
     if found.is_empty():
         raise ScaError(f"{redacted(source)}: no images among {skipped:,} objects")
     frames = _named(

@@ -7,7 +7,7 @@ import pytest
 from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
 from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ScaError
-from sca_batch.images.decode import looks_like_image
+from sca_batch.images.formats import looks_like_image
 from sca_batch.job import ShardWorker, locked, open_run, refuse_foreign_folder, remove_run, run_job
 from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
 from sca_batch.plan.sources import plan_sources

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sca_batch.errors import ScaError
-from sca_batch.images.decode import looks_like_image
+from sca_batch.images.formats import looks_like_image
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.sources import (
     has_image_suffix,
