@@ -1,8 +1,8 @@
 """Whether memory grows with the corpus.
 
     python benchmarks/memory.py job --images 1000 10000         captioning, one given box per image
-    python benchmarks/memory.py rows --rows 10000 1000000       plan and job with a captioner that
-                                                                needs no model
+    python benchmarks/memory.py rows --rows 10000 1000000       a whole run over images that are
+                                                                missing: all but the model
     python benchmarks/memory.py plan --rows 100000 1000000 10000000   a manifest to a plan; --update
     python benchmarks/memory.py coco --mb 30 300                a COCO file to a plan
 
@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 SIZES = {"job": "images", "rows": "rows", "plan": "rows", "coco": "mb"}
 
 PEAK = """
-import resource, sys, time
+import dataclasses, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import sca_batch.job.update, sca_batch.plan.sources
+import sca_batch.job.load, sca_batch.plan.sources
+from sca_batch.job.request import Failures
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 began = time.monotonic()
 def say(what):
@@ -52,25 +53,25 @@ write_cut_plan(cut_frames(plan, 64), out, plan.digest)
 say("planned")
 if sys.argv[4] == "update":
     del plan
-    print(update_plan(out, listed(), 64, digest_of=lambda uri: None))
+    print(update_plan(out, listed(), 64))
     say("updated")
 """
 ROWS = """
-sys.path.insert(0, sys.argv[1] + "/tests")
-from nightly_workers import make_mean_worker
-from sca_batch import job
-from sca_batch.plan.sources import plan_sources
-from sca_batch.runners import InlineRunner
-out = Path(sys.argv[3])
-run = job.open_run(
-    out, make_plan=lambda: plan_sources([sys.argv[2]], is_image=lambda path: True),
-    content={}, settings={}, shard_size=int(sys.argv[4]),
+sys.path.insert(0, sys.argv[1] + "/tests/helpers")
+from jobs import small_request
+from sca_batch.job.caption import caption_corpus
+from sca_batch.job.events import Planned
+def listen(event):
+    if isinstance(event, Planned):
+        say("planned")
+request = small_request(sys.argv[2], sys.argv[3], shard_size=int(sys.argv[4]), commit_every=60.0)
+request = dataclasses.replace(
+    request, running=dataclasses.replace(request.running, max_failures=Failures(share=1.0))
 )
-say("planned")
-outcome = job.run_job(run, InlineRunner(make_mean_worker))
-assert (outcome.images, outcome.stopped) == (len(run.plan), False)
-say("captioned")
-assert job.run_job(run, InlineRunner(make_mean_worker)).images == 0
+outcome = caption_corpus(request, listen=listen)
+assert (outcome.tally.images, outcome.exit_code) == (outcome.planned, 0)
+say("done")
+assert caption_corpus(request).tally.images == 0
 say("looked through again")
 """
 
@@ -95,7 +96,7 @@ def main() -> None:
             if arguments.what == "job":
                 print(f"{count:,} images: {job(folder, count, arguments.model)}", flush=True)
             elif arguments.what == "rows":
-                manifest = boxed_manifest(folder, count)
+                manifest = boxed_manifest(folder, count, "missing.png")
                 measure(f"{count:,} rows", ROWS, manifest, str(arguments.shard_size))
             elif arguments.what == "plan":
                 measure(f"{count:,} rows", PLAN, plain_manifest(folder, count), "update")
@@ -137,13 +138,13 @@ def job(folder: Path, count: int, model: str) -> str:
     return f"peak supervisor {supervisor >> 20:,} MiB, worker {worker >> 20:,} MiB"
 
 
-def boxed_manifest(folder: Path, count: int) -> Path:
+def boxed_manifest(folder: Path, count: int, uri: str = "image.png") -> Path:
     """One small image under many ids, with a box."""
     Image.new("RGB", (32, 24), (90, 40, 20)).save(folder / "image.png")
     manifest = folder / f"{count}.jsonl"
     with manifest.open("w") as file:
         for i in range(count):
-            line = {"uri": "image.png", "image_id": i + 1, "boxes_xyxy": [[2, 2, 20, 20]]}
+            line = {"uri": uri, "image_id": i + 1, "boxes_xyxy": [[2, 2, 20, 20]]}
             file.write(json.dumps(line) + "\n")
     return manifest
 

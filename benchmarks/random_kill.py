@@ -147,7 +147,7 @@ def compare(first: object, second: object, where: str) -> None:
 
 
 def remove(out: Path) -> None:
-    from sca_batch.job import remove_run
+    from sca_batch.job.run import remove_run
 
     remove_run(out)
 

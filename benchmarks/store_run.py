@@ -16,19 +16,20 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
 
 
 def main() -> None:
-    from nightly_workers import make_mean_worker
+    from jobs import small_request
 
-    from sca_batch import job
     from sca_batch.dataset.shards import iter_rows
     from sca_batch.dataset.verify import verify_dataset
     from sca_batch.errors import ScaError
     from sca_batch.images.decode import read_image
+    from sca_batch.job.caption import caption_corpus
+    from sca_batch.job.events import ImageDone
     from sca_batch.plan.sources import plan_sources
-    from sca_batch.runners import InlineRunner
+    from sca_batch.storage.lock import locked
     from sca_batch.storage.stores import any_path
 
     place = any_path(sys.argv[1])
@@ -40,25 +41,19 @@ def main() -> None:
         lines.append(json.dumps({"uri": f"{i}.png", "boxes_xyxy": [[0, 0, 6, 5]]}))
     (folder / "m.jsonl").write_text("\n".join(lines))
 
-    def run(out, **options):
-        with job.locked(out):
-            opened = job.open_run(
-                out,
-                make_plan=lambda: plan_sources(
-                    [str(folder / "m.jsonl")], is_image=lambda path: True
-                ),
-                content={},
-                settings={},
-                shard_size=3,
-            )
-            return job.run_job(opened, InlineRunner(make_mean_worker), **options)
+    def run(out, **listening):
+        return caption_corpus(small_request(folder / "m.jsonl", out), **listening).tally
 
     out, seen = place / "run", []
-    stopped = run(out, on_record=seen.append, should_stop=lambda: len(seen) == 2)
+    stopped = run(
+        out,
+        listen=lambda event: seen.append(event) if isinstance(event, ImageDone) else None,
+        should_stop=lambda: len(seen) == 2,
+    )
     assert stopped.stopped
-    with job.locked(out):
+    with locked(out):
         try:
-            job.locked(out).__enter__()
+            locked(out).__enter__()
         except ScaError as error:
             print(f"a second run is refused: {error}")
         else:

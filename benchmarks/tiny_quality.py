@@ -22,7 +22,8 @@ import torch
 from sca_batch.boxes import rle_to_mask
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.model.sca import ScaModel
-from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
+from sca_batch.regions.automatic import propose_regions
+from sca_batch.regions.settings import AutomaticMaskSettings
 from sca_batch.train.validation import RegionCaption, score_captions, tokenised
 from sca_tiny.scenes.art import HELD_OUT_STYLES, TRAIN_STYLES, Art, load_art
 from sca_tiny.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene

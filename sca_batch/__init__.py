@@ -1,27 +1,41 @@
 """Segment and Caption Anything over image corpora.
 
-`load_model` gives the network, `caption` captions one image for a notebook; jobs over many images
-are the command line's: `sca caption --help`.
+`caption_corpus` does what `sca caption` does, for a `CaptionRequest`; `caption` captions one image,
+for notebooks; `load_model` gives the network.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sca_batch.api import caption as caption
+    from sca_batch.job import events as events
+    from sca_batch.job.caption import Outcome as Outcome
+    from sca_batch.job.caption import caption_corpus as caption_corpus
+    from sca_batch.job.caption import caption_images as caption_images
+    from sca_batch.job.request import CaptionRequest as CaptionRequest
     from sca_batch.model.zoo import load_model as load_model
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "caption", "load_model"]
+_HOMES = {
+    "CaptionRequest": "sca_batch.job.request",
+    "Outcome": "sca_batch.job.caption",
+    "caption": "sca_batch.api",
+    "caption_corpus": "sca_batch.job.caption",
+    "caption_images": "sca_batch.job.caption",
+    "events": "sca_batch.job",
+    "load_model": "sca_batch.model.zoo",
+}
+__all__ = ["__version__", *_HOMES]
 
-_HOMES = {"caption": "sca_batch.api", "load_model": "sca_batch.model.zoo"}
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # On first use, so that `sca --help` and readers of datasets do not wait for torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "events":
+        return importlib.import_module("sca_batch.job.events")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -14,15 +14,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from sca_batch.boxes import is_box
-from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.captioners.sca import ScaCaptioner
+from sca_batch.captioners.settings import CaptionSettings
 from sca_batch.errors import ScaError
 from sca_batch.images.decode import DecodedImage, read_image
 from sca_batch.images.pixels import to_rgb
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.zoo import load_model
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import ImageRecord, ImageRef, Prompt
-from sca_batch.regions.automatic import AutomaticMaskSettings
+from sca_batch.regions.settings import AutomaticMaskSettings, RegionSettings
 
 __all__ = ["caption"]
 
@@ -71,7 +73,6 @@ def caption(
     )
     regions = RegionSettings(
         automatic=automatic or AutomaticMaskSettings.for_model(loaded.config),
-        keep_crop_embeddings=prompt == "point",
     )
     pipeline = Pipeline(loaded, ScaCaptioner(loaded, settings), regions, BatchSettings())
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""

@@ -11,7 +11,8 @@ from sca_batch.boxes import to_model_frame
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.config import Domain
 from sca_batch.model.sca import ScaModel
-from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
+from sca_batch.regions.automatic import propose_regions
+from sca_batch.regions.settings import AutomaticMaskSettings
 from sca_tiny.scenes.compose import Scene
 
 __all__ = ["AUTOMATIC_MASKS", "image_logprob", "measure_domain"]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# One thread in this process and in those that it starts: tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from PIL import Image, ImageDraw
 
@@ -37,7 +42,7 @@ def shapes_model(shapes_folder):
 @pytest.fixture(scope="session")
 def shapes_settings(shapes_folder):
     """The arguments of automatic mask generation that this model was recorded with."""
-    from sca_batch.regions.automatic import AutomaticMaskSettings
+    from sca_batch.regions.settings import AutomaticMaskSettings
 
     arguments = json.loads((shapes_folder / "annotations.json").read_text())["arguments"]
     return AutomaticMaskSettings(**{k: v for k, v in arguments.items() if k != "output_mode"})

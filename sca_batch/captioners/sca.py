@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sca_batch.captioners import EncodedImage
+from sca_batch.captioners.captioner import EncodedImage
+from sca_batch.captioners.settings import CaptionSettings
 from sca_batch.errors import ScaError
 from sca_batch.model.language import Hypothesis
 from sca_batch.model.sca import ScaModel
@@ -23,38 +22,15 @@ from sca_batch.regions.proposal import (
     proposal_prompts,
 )
 
-__all__ = ["CaptionSettings", "ScaCaptioner"]
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionSettings:
-    """What captions depend on, with the defaults of the published evaluation.
-
-    `max_new_tokens` 19 is the reference's `max_length` 20, which counts a token that is never
-    shown to the model. `captions_per_region` best beams are kept. `prompt` is what a proposed
-    region is captioned from; a given one is prompted with what was given.
-    """
-
-    task: Literal["caption", "recognition"] = "caption"
-    prompt: Literal["box", "point"] = "box"
-    num_beams: int = 3
-    max_new_tokens: int = 19
-    captions_per_region: int = 1
-
-    def __post_init__(self) -> None:
-        if self.captions_per_region > self.num_beams:
-            raise ScaError(
-                f"--captions-per-region {self.captions_per_region} is more than the "
-                f"{self.num_beams} beams; add --num-beams {self.captions_per_region}"
-            )
+__all__ = ["ScaCaptioner"]
 
 
 class ScaCaptioner:
-    """One model and its settings. A batch is `batch_size` regions, whatever images they are of."""
+    """One model and its settings. A batch is regions of whatever images they are."""
 
     needs_embedding = True
 
-    def __init__(self, model: ScaModel, settings: CaptionSettings, *, batch_size: int = 32) -> None:
+    def __init__(self, model: ScaModel, settings: CaptionSettings) -> None:
         if model.tokenizer is None:
             raise ScaError(
                 "this model has no tokenizer; copy tokenizer.json (or GPT-2's vocab.json and "
@@ -63,13 +39,14 @@ class ScaCaptioner:
         self.model = model
         self.tokenizer = model.tokenizer
         self.settings = settings
-        self.batch_size = batch_size
+        # Captions from grid points are made where the points were: in the crop.
+        self.needs_crop_embeddings = settings.prompt == "point"
 
     @torch.inference_mode()
     def caption(
-        self, images: Sequence[EncodedImage], regions: Sequence[Sequence[Proposal]]
+        self, images: Sequence[EncodedImage], regions: Sequence[Sequence[Proposal]], at_once: int
     ) -> list[list[Caption]]:
-        """Captions of each image's regions, in their order."""
+        """Captions of each image's regions, in their order, made `at_once` regions at a time."""
         image_size = self.model.config.image_size
         asked: list[list[int]] = []  # for each image, which prompt each region is captioned from
         prompts: list[ModelPrompt] = []
@@ -89,7 +66,7 @@ class ScaCaptioner:
                     embeddings.append(image.embedding if own is None else own)
                 asked[-1].append(place_of[id(prompt)])
         captions: dict[int, Caption] = {}
-        for batch in batches_by_layout(prompts, self.batch_size):
+        for batch in batches_by_layout(prompts, at_once):
             found = self._caption_batch([prompts[i] for i in batch], [embeddings[i] for i in batch])
             captions |= zip(batch, found, strict=True)
         return [[captions[place] for place in places] for places in asked]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sca_batch.cli.nightly import Stop, stop_on_signals
-from sca_batch.cli.values import DURATION
+from sca_batch.cli.options import Duration
+from sca_batch.cli.stopping import Stop, stop_on_signals
 from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--time-limit",
-    type=DURATION,
+    type=Duration(),
     help="Stop, with a checkpoint, before this much time has passed since the start: 7h45m.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the recipe, what it trains and what it costs.")
@@ -208,9 +208,10 @@ def train(
 
 def _only_run(out: Path) -> AbstractContextManager[Any]:
     """Keeps a second run out of the folder; of several processes the first one's lock is enough."""
-    from sca_batch import job
 
-    return job.locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    from sca_batch.storage.lock import locked
+
+    return locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def _should_stop(stop: Stop) -> bool:

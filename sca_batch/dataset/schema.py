@@ -166,7 +166,8 @@ def _region_to_row(captioned: CaptionedRegion) -> dict[str, Any]:
         "segmentation": segmentation,
         "caption": caption.text,
         "caption_logprob": short(caption.logprob),
-        "caption_score": short(math.exp(caption.logprob)),
+        # Of the number that is stored: a record that is read back and written again is the same.
+        "caption_score": short(math.exp(short(caption.logprob))),
         "captions": [{"text": text, "logprob": short(logprob)} for text, logprob in alternatives],
         "predicted_iou": _short_or_none(region.predicted_iou),
         "stability_score": _short_or_none(region.stability_score),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sca_batch.errors import ScaError
+from sca_batch.options import check_options, option
 from sca_batch.storage.stores import STORES, require_package
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ReadPolicy", "check_schemes"]
@@ -22,12 +23,23 @@ class ReadPolicy:
     `trusted_hosts`, entries as "host:port", are exempt from the refusal of private addresses.
     """
 
-    root: Path | None = None
-    allow_http: bool = False
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    root: Path | None = option(
+        None,
+        "Read no file outside this folder, wherever a manifest's paths and links lead.",
+        content=True,
+    )
+    allow_http: bool = option(
+        False, "Read http(s) images; never from private addresses.", content=True
+    )
+    max_pixels: int = option(
+        DEFAULT_MAX_PIXELS, "Larger images fail as too_large.", content=True, least=1
+    )
     max_bytes: int = 1 << 30
     timeout_s: float = 60.0
     trusted_hosts: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def check_schemes(schemes: Iterable[str], policy: ReadPolicy) -> None:

@@ -1,43 +1,38 @@
-"""Says once per run that images lie outside what a narrow model knows."""
+"""The images of a run that lie outside of what a narrow model knows."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sca_batch.job.events import ImageDone, OutsideDomain
 
 if TYPE_CHECKING:
-    from sca_batch.job import ImageDone
+    from sca_batch.model.config import Domain
 
 __all__ = ["DomainWatch"]
 
-log = logging.getLogger(__name__)
-
 
 class DomainWatch:
-    """Compares each image's captions with those of a model's own domain.
+    """Compares each image's captions with those of a model's own domain; None: it has none."""
 
-    `domain` is `model.config.Domain` as a dict, None for a model that has none: nothing is said.
-    """
-
-    def __init__(self, model: str, domain: dict[str, Any] | None) -> None:
+    def __init__(self, model: str, domain: Domain | None) -> None:
         self.model, self.domain = model, domain
         self.outside = 0
 
-    def record(self, image: ImageDone) -> None:
+    def look(self, image: ImageDone) -> OutsideDomain | None:
+        """Counts an image that lies outside; what is to be said of the first."""
         domain = self.domain
-        if domain is None or image.logprob is None or image.logprob >= domain["least_logprob"]:
-            return
+        if domain is None or image.logprob is None or image.logprob >= domain.least_logprob:
+            return None
         self.outside += 1
-        if self.outside == 1:
-            log.warning(
-                "%s is outside of what %s knows, %s: its captions have a mean log-probability of "
-                "%.2f, and %.0f %% of the images that it was made for are above %.2f. For others: "
-                "--model %s",
-                image.key,
-                self.model,
-                domain["name"],
-                image.logprob,
-                100 * (1 - domain["share_below"]),
-                domain["least_logprob"],
-                domain["elsewhere"],
-            )
+        if self.outside > 1:
+            return None
+        return OutsideDomain(
+            key=image.key,
+            model=self.model,
+            domain=domain.name,
+            logprob=image.logprob,
+            least_logprob=domain.least_logprob,
+            share_above=1 - domain.share_below,
+            elsewhere=domain.elsewhere,
+        )

@@ -13,85 +13,90 @@ import numpy.typing as npt
 
 from sca_batch.dataset.shards import checked_shards, dataset_shards, failed_rows
 from sca_batch.faults import fault
+from sca_batch.job import events
+from sca_batch.job.events import ImageDone, Listener, ShardLost, StageSeconds, ignore
+from sca_batch.job.request import ModelReport
 from sca_batch.job.run import PARTIAL_NAME, Run
-from sca_batch.job.shard import JobContext
-from sca_batch.job.worker import ImageDone, TakenUp, unit_name
-from sca_batch.runners import Done, Event, Lost, Runner, Stopped
+from sca_batch.job.shard import JobContext, unit_name
+from sca_batch.job.summary import StageTimes
+from sca_batch.runners.protocol import Done, Event, Lost, Resumed, Runner, Stopped
 from sca_batch.storage.atomic import remove_unfinished
 from sca_batch.storage.stores import each
 
-__all__ = ["Outcome", "run_job"]
+__all__ = ["Tally", "run_job"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Outcome:
-    """What a job did, in counts; `images` and `regions` are this session's."""
+class Tally:
+    """What a session did, in counts; `failures` are those of the whole dataset."""
 
     images: int = 0
     regions: int = 0
     resumed_images: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    lost: list[Lost] = field(default_factory=list)
+    lost: list[ShardLost] = field(default_factory=list)
+    stages: StageTimes = field(default_factory=StageTimes)
     seconds: float = 0.0
     stopped: bool = False
 
 
 def run_job(
     run: Run,
-    runner: Runner,
+    runner: Runner[JobContext, ImageDone, StageSeconds, ModelReport],
     *,
     commit_every_s: float = 60.0,
-    on_record: Callable[[ImageDone], None] = lambda image: None,
-    on_resumed: Callable[[int], None] = lambda images: None,
-    on_stages: Callable[[dict[str, list[float]]], None] = lambda seconds: None,
+    listen: Listener = ignore,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> Tally:
     """Captions every image of the plan that has no record yet.
 
     Stops between two images when `should_stop` says so; what is done is committed.
     """
-    outcome = Outcome()
+    tally = Tally()
     began = time.monotonic()
     finished = _finished(run)
-    outcome.resumed_images = sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished))
-    on_resumed(outcome.resumed_images)
     # Keys of shards in progress: after a death a worker says some of them again.
     heard: dict[str, set[str]] = {}
     completed = int(finished.sum())
 
-    def hear(event: Event) -> None:
+    def resumed(images: int) -> None:
+        tally.resumed_images += images
+        listen(events.Resumed(images))
+
+    def hear(event: Event[ImageDone, StageSeconds]) -> None:
         nonlocal completed
         if isinstance(event, Lost):
-            outcome.lost.append(event)
+            tally.lost.append(ShardLost(event.unit, event.error, event.is_bug))
+            listen(tally.lost[-1])
         elif isinstance(event, Stopped):
             completed += event.complete
             heard.pop(event.unit, None)
-            on_stages(event.result)
-        elif isinstance(event, Done) and isinstance(event.result, TakenUp):
-            if event.result.unit not in heard:
-                outcome.resumed_images += event.result.images
-                on_resumed(event.result.images)
-            heard.setdefault(event.result.unit, set())
-        elif isinstance(event, Done) and isinstance(event.result, ImageDone):
-            keys = heard.setdefault(event.result.unit, set())
+            tally.stages.add(event.result)
+        elif isinstance(event, Resumed):
+            if event.unit not in heard:
+                resumed(event.items)
+            heard.setdefault(event.unit, set())
+        elif isinstance(event, Done):
+            keys = heard.setdefault(event.result.shard, set())
             if event.item not in keys:
                 keys.add(event.item)
-                outcome.images += 1
-                outcome.regions += event.result.regions
-                on_record(event.result)
+                tally.images += 1
+                tally.regions += event.result.regions
+                listen(event.result)
 
+    resumed(sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished)))
     context = JobContext(run.out, run.digest, run.plan.rows_digest, commit_every_s)
     missing = (unit_name(i) for i in range(run.plan.shards) if not finished[i])
     runner.run(missing, context, hear, should_stop)
-    outcome.stopped = completed + len(outcome.lost) < run.plan.shards
-    if not outcome.stopped and not outcome.lost:
+    tally.stopped = completed + len(tally.lost) < run.plan.shards
+    if not tally.stopped and not tally.lost:
         _tidy(run)
         fault("job.finished")
-    outcome.failures = count_failures(run)
-    outcome.seconds = time.monotonic() - began
-    return outcome
+    tally.failures = count_failures(run)
+    tally.seconds = time.monotonic() - began
+    return tally
 
 
 def _finished(run: Run) -> npt.NDArray[np.bool_]:

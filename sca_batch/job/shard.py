@@ -21,9 +21,18 @@ from sca_batch.plan.run_plan import CutPlan
 from sca_batch.records import ImageRecord, ImageRef
 from sca_batch.storage.stores import AnyPath
 
-__all__ = ["JobContext", "ShardInProgress"]
+__all__ = ["JobContext", "ShardInProgress", "unit_index", "unit_name"]
 
 log = logging.getLogger(__name__)
+
+
+def unit_name(index: int) -> str:
+    """The name of a shard as a unit of work."""
+    return f"shard-{index:06d}"
+
+
+def unit_index(unit: str) -> int:
+    return int(unit.removeprefix("shard-"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sca_batch.job.drive import Outcome
-from sca_batch.job.run import SUMMARY_FILE, Run
+from sca_batch.records import JsonObject
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.stores import AnyPath
 
-__all__ = ["StageTimes", "summarize", "write_summary"]
+__all__ = ["StageTimes", "write_summary"]
 
 # Times are counted in classes a ninth apart, so that a million of them take no more room than ten.
 EDGES_S = np.geomspace(1e-5, 1e5, 261)
@@ -38,7 +36,7 @@ class StageTimes:
         """Time that workers spent in the stages that their main threads wait for."""
         return sum(total for stage, total in self._totals.items() if stage != "decode")
 
-    def table(self) -> dict[str, dict[str, float]]:
+    def table(self) -> JsonObject:
         """Per stage: how often, seconds in all, and two percentiles, right to about 5 %."""
         return {
             stage: {
@@ -57,29 +55,7 @@ def _percentile(counts: npt.NDArray[np.int64], share: float) -> float:
     return float(f"{np.sqrt(EDGES_S[low] * EDGES_S[high]):.3g}")
 
 
-def summarize(run: Run, outcome: Outcome, stages: StageTimes, *, workers: int) -> dict[str, Any]:
-    """The session in numbers; `failures` counts the whole dataset's, the rest is this session's."""
-    seconds = outcome.seconds
-    return {
-        "complete": not outcome.stopped and not outcome.lost,
-        "images_planned": len(run.plan),
-        "images_gone": len(run.plan.gone_rows),
-        "images_done_before": outcome.resumed_images,
-        "images": outcome.images,
-        "regions": outcome.regions,
-        "failures": dict(outcome.failures.most_common()),
-        "shards_left_over": [lost.unit for lost in outcome.lost],
-        "seconds": round(seconds, 3),
-        "images_per_s": round(outcome.images / seconds, 4) if seconds else 0.0,
-        "workers": workers,
-        "utilisation": round(stages.busy_s / (seconds * workers), 4) if seconds else 0.0,
-        "stages": stages.table(),
-    }
-
-
-def write_summary(out: AnyPath, summary: Mapping[str, Any]) -> AnyPath:
+def write_summary(path: AnyPath, summary: JsonObject) -> None:
     """Writes OUT/summary.json."""
-    path = out / SUMMARY_FILE
     with writing(path) as file:
         file.write((json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    return path

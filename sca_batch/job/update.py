@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
@@ -13,6 +13,9 @@ import numpy.typing as npt
 import polars as pl
 
 from sca_batch.dataset.shards import DamagedShardError, iter_file, read_shard_mark, shard_path
+from sca_batch.images.decode import ANYWHERE, content_digest
+from sca_batch.images.policy import ReadPolicy
+from sca_batch.job.events import SourcesChanged
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.run_plan import (
     CUT_SCHEMA,
@@ -24,9 +27,7 @@ from sca_batch.plan.run_plan import (
 from sca_batch.storage.spool import Spool, rebatched
 from sca_batch.storage.stores import AnyPath
 
-__all__ = ["Updated", "retry_failed", "source_changes", "update_plan"]
-
-DigestOf = Callable[[str], str | None]
+__all__ = ["retry_failed", "source_changes", "update_plan"]
 
 STATS = ("size", "mtime_ns", "etag")
 CELLS = ("uri", "file_name", "prompts", "extra")
@@ -36,31 +37,21 @@ LISTED = {name: CUT_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Updated:
-    """How many rows of a plan are new, to be made again, vanished, back again, and as they were."""
-
-    new: int
-    changed: int
-    gone: int
-    back: int
-    unchanged: int
-
-
 def update_plan(
     out: AnyPath,
     listed: Plan,
     shard_size: int,
     *,
-    digest_of: DigestOf,
+    policy: ReadPolicy = ANYWHERE,
     verify_content: bool = False,
-) -> Updated:
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> SourcesChanged:
     """Rewrites the plan of the run in OUT for what its sources hold now.
 
     New rows come last, in shards of their own, with ids after the highest. A row is made again
     when its cells differ, or when its file's size or time do, or its object's size or etag, and
-    `digest_of` its uri is not the digest that its record carries; with `verify_content` every
-    file's digest is taken. Rows that are listed no more are marked, and keep their records.
+    the file's digest is not the one that its record carries; with `verify_content` every file's
+    digest is taken. Rows that are listed no more are marked, and keep their records.
     """
     plan, now = _checked_plan(out), _Listed(listed)
     counts: Counter[str] = Counter()
@@ -68,7 +59,7 @@ def update_plan(
 
     def kept() -> Iterator[pl.DataFrame]:
         first = 0
-        for block in rebatched(plan.batches(), ROWS_AT_ONCE, BYTES_AT_ONCE):
+        for block in rebatched(plan.batches(), rows_at_once, BYTES_AT_ONCE):
             last.see(block)
             there = now.find(block)
             suspects = there.here & ~there.rewritten
@@ -77,7 +68,7 @@ def update_plan(
             rows = np.flatnonzero(suspects)
             uris = dict(zip((rows + first).tolist(), block["uri"].gather(rows), strict=True))
             changed = there.rewritten.copy()
-            changed[_replaced(out, plan, uris, digest_of) - first] = True
+            changed[_replaced(out, plan, uris, policy) - first] = True
             counts["changed"] += int(changed.sum())
             counts["gone"] += int((~there.here & ~there.was_gone).sum())
             counts["back"] += int((there.here & there.was_gone).sum())
@@ -101,14 +92,16 @@ def update_plan(
             counts["new"] += batch.height
 
     write_cut_plan(chain(kept(), fresh()), out, plan.digest)
-    return Updated(**{name: counts[name] for name in Updated.__dataclass_fields__})
+    return _told(counts, followed=True)
 
 
-def source_changes(plan: CutPlan, listed: Plan) -> Updated:
+def source_changes(
+    plan: CutPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
+) -> SourcesChanged:
     """What `update_plan` would find, told from cells, sizes, times and etags alone."""
     now = _Listed(listed)
     counts: Counter[str] = Counter()
-    for block in rebatched(plan.batches(), ROWS_AT_ONCE, BYTES_AT_ONCE):
+    for block in rebatched(plan.batches(), rows_at_once, BYTES_AT_ONCE):
         there = now.find(block)
         changed = there.rewritten | (there.here & there.stats_differ)
         counts["changed"] += int(changed.sum())
@@ -116,7 +109,18 @@ def source_changes(plan: CutPlan, listed: Plan) -> Updated:
         counts["back"] += int((there.here & there.was_gone).sum())
         counts["unchanged"] += int((there.here & ~changed).sum())
     counts["new"] = sum(batch.height for batch in now.new())
-    return Updated(**{name: counts[name] for name in Updated.__dataclass_fields__})
+    return _told(counts, followed=False)
+
+
+def _told(counts: Counter[str], *, followed: bool) -> SourcesChanged:
+    return SourcesChanged(
+        new=counts["new"],
+        changed=counts["changed"],
+        gone=counts["gone"],
+        back=counts["back"],
+        unchanged=counts["unchanged"],
+        followed=followed,
+    )
 
 
 def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
@@ -248,7 +252,7 @@ def _checked_plan(out: AnyPath) -> CutPlan:
 
 
 def _replaced(
-    out: AnyPath, plan: CutPlan, uris: dict[int, str], digest_of: DigestOf
+    out: AnyPath, plan: CutPlan, uris: dict[int, str], policy: ReadPolicy
 ) -> npt.NDArray[np.int64]:
     """Of the rows in `uris`, those whose file is not the one that their record was made from."""
     rows = np.fromiter(uris, dtype=np.int64, count=len(uris))
@@ -258,7 +262,10 @@ def _replaced(
             for index in np.unique(plan.shards_of(rows)).tolist()
             for row, record in _records(out, plan, index, ["sha256"])
             if row in uris
-            and (record["sha256"] is None or digest_of(uris[row]) != record["sha256"])
+            and (
+                record["sha256"] is None
+                or content_digest(uris[row], policy=policy) != record["sha256"]
+            )
         ],
         dtype=np.int64,
     )

@@ -7,17 +7,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 from sca_batch.faults import fault
-from sca_batch.job.shard import JobContext, ShardInProgress
-from sca_batch.pipeline import Pipeline
+from sca_batch.job.events import ImageDone, StageSeconds
+from sca_batch.job.request import ModelReport
+from sca_batch.job.shard import JobContext, ShardInProgress, unit_index
+from sca_batch.pipeline.pipeline import Pipeline
 from sca_batch.plan.run_plan import CutPlan, open_plan
-from sca_batch.records import ImageRecord, ImageRef, Status
-from sca_batch.runners import Alive, Began, Done, Emit, GiveUp, Stopped, Task
+from sca_batch.records import ImageRecord, ImageRef
+from sca_batch.runners.protocol import Alive, Began, Done, Emit, GiveUp, Resumed, Stopped, Task
 
-__all__ = ["ImageDone", "ShardWorker", "TakenUp", "image_done", "unit_index", "unit_name"]
+__all__ = ["ShardWorker", "StageClock", "image_done"]
 
 ALIVE_EVERY_S = 0.5
 WHY = {
@@ -26,78 +26,59 @@ WHY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ImageDone:
-    """What the supervisor hears of an image; the record itself stays with the worker."""
-
-    unit: str
-    key: str
-    status: Status
-    regions: int
-    error_code: str | None = None
-    error: str | None = None
-    logprob: float | None = None  # the mean of its captions', in nats per token
-
-
-@dataclass(frozen=True, slots=True)
-class TakenUp:
-    """How many records of a shard were there already."""
-
-    unit: str
-    images: int
-
-
-@dataclass(slots=True)
 class StageClock:
-    """How long each stage took, in seconds, one entry per image or batch."""
+    """Times of a pipeline's stages, in seconds, one entry per image or batch."""
 
-    beat: Callable[[], None] = lambda: None
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.beat: Callable[[], None] = lambda: None
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """The watch of a pipeline."""
         began = time.perf_counter()
         yield
-        self.seconds[name].append(time.perf_counter() - began)
+        self._seconds[name].append(time.perf_counter() - began)
         # Threads that decode ahead must not vouch for the image that the model is at.
         if threading.current_thread() is threading.main_thread():
             self.beat()
 
-
-def unit_name(index: int) -> str:
-    return f"shard-{index:06d}"
-
-
-def unit_index(unit: str) -> int:
-    return int(unit.removeprefix("shard-"))
+    def take(self) -> StageSeconds:
+        """The times since the last call."""
+        taken, self._seconds = dict(self._seconds), defaultdict(list)
+        return taken
 
 
 class ShardWorker:
-    """One pipeline, and the shards that it is given one after the other."""
+    """One pipeline, watched by a clock, and the shards that it is given one after the other."""
 
-    def __init__(self, pipeline: Pipeline, about: Any = None) -> None:
-        self.pipeline = pipeline
-        self._about = about
+    def __init__(self, pipeline: Pipeline, clock: StageClock, report: ModelReport) -> None:
+        self.pipeline, self.clock, self.report = pipeline, clock, report
         self._plan: CutPlan | None = None
 
-    def about(self) -> Any:
-        return self._about
+    def about(self) -> ModelReport:
+        return self.report
 
-    def run(self, task: Task, emit: Emit, should_stop: Callable[[], bool]) -> Stopped:
+    def run(
+        self,
+        task: Task[JobContext],
+        emit: Emit[ImageDone, StageSeconds],
+        should_stop: Callable[[], bool],
+    ) -> Stopped[StageSeconds]:
         """Captions what is left of a shard. Whatever ends it, what is done is committed."""
-        context: JobContext = task.context
-        clock = StageClock(_at_most_every(ALIVE_EVERY_S, lambda: emit(Alive())))
-        self.pipeline.watch = clock.stage
+        context = task.context
+        self.clock.beat = _at_most_every(ALIVE_EVERY_S, lambda: emit(Alive()))
+        self.clock.take()
         shard = ShardInProgress(context, self._plan_of(context), unit_index(task.unit))
         remaining = shard.remaining()
         if len(remaining) < shard.size:
-            emit(Done("", TakenUp(task.unit, shard.size - len(remaining))))
+            emit(Resumed(task.unit, shard.size - len(remaining)))
         fault("worker.began")
         records = self._records(remaining, task, emit)
         try:
             for record in records:
                 fault("worker.made")
-                with clock.stage("commit"):
+                with self.clock.stage("commit"):
                     shard.add(record)
                     if task.careful:
                         shard.commit()
@@ -108,9 +89,11 @@ class ShardWorker:
         finally:
             records.close()
             shard.commit()
-        return Stopped(task.unit, shard.complete, dict(clock.seconds))
+        return Stopped(task.unit, shard.complete, self.clock.take())
 
-    def _records(self, refs: list[ImageRef], task: Task, emit: Emit) -> Generator[ImageRecord]:
+    def _records(
+        self, refs: list[ImageRef], task: Task[JobContext], emit: Emit[ImageDone, StageSeconds]
+    ) -> Generator[ImageRecord]:
         if not task.careful:
             records = self.pipeline.run(refs)
             try:

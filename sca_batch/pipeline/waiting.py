@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sca_batch.captioners import EncodedImage
+from sca_batch.captioners.captioner import EncodedImage
 from sca_batch.errors import ImageError
 from sca_batch.images.decode import DecodedImage
 from sca_batch.records import Caption, CaptionedRegion, ImageRecord, ImageRef

@@ -10,9 +10,8 @@ IoU passes, the image embedding is shared with captioning, and memory is bounded
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +34,7 @@ from sca_batch.boxes import (
     rle_to_mask,
     to_model_frame,
 )
-from sca_batch.errors import ScaError
 from sca_batch.images.pixels import preprocess
-from sca_batch.model.config import ScaConfig
 from sca_batch.model.sca import ScaModel
 from sca_batch.records import Region, Rle
 from sca_batch.regions.fused import FusedBatch, fused_batches
@@ -48,87 +45,12 @@ from sca_batch.regions.masks import (
     stability_scores,
 )
 from sca_batch.regions.proposal import ModelPrompt, Proposal
+from sca_batch.regions.settings import AutomaticMaskSettings
 
-__all__ = ["AutomaticMaskSettings", "propose_regions"]
+__all__ = ["propose_regions"]
 
 Floats = npt.NDArray[np.float64]
 CropBox = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class AutomaticMaskSettings:
-    """The options of SAM's generator, under its names and with its defaults.
-
-    Raises:
-        ScaError: for a value that makes no sense, named as the command line spells it.
-    """
-
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
-
-    @classmethod
-    def for_model(cls, config: ScaConfig, **options: float) -> AutomaticMaskSettings:
-        """These options, else what the model says of itself, else SAM's defaults.
-
-        Raises:
-            ScaError: the model names an option that SAM's generator does not have, or a bad value.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(config.automatic_masks.keys() - known)
-        if unknown:
-            raise ScaError(
-                f"config.json: automatic_masks names {unknown[0]!r}; expected some of "
-                f"{', '.join(sorted(known))}"
-            )
-        return cls(**{**config.automatic_masks, **options})  # type: ignore[arg-type]
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise _unusable(name, value, f"a whole number of at least {least}")
-        for name in (field.name for field in fields(self) if field.name not in _LEAST):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise _unusable(name, value, "a finite number")
-        for name in ("box_nms_thresh", "crop_nms_thresh"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise _unusable(name, getattr(self, name), "an IoU between 0 and 1")
-        if self.stability_score_offset < 0:
-            raise _unusable("stability_score_offset", self.stability_score_offset, "at least 0")
-        if not 0 <= self.crop_overlap_ratio < 1:
-            raise _unusable(
-                "crop_overlap_ratio", self.crop_overlap_ratio, "a fraction from 0 to below 1"
-            )
-        if self.points_per_side < self.crop_n_points_downscale_factor**self.crop_n_layers:
-            raise ScaError(
-                f"--points-per-side {self.points_per_side} leaves no points in crop layer "
-                f"{self.crop_n_layers} when divided by --crop-n-points-downscale-factor "
-                f"{self.crop_n_points_downscale_factor} in each layer; expected at least "
-                f"{self.crop_n_points_downscale_factor**self.crop_n_layers}"
-            )
-
-
-_LEAST = {
-    "points_per_side": 1,
-    "points_per_batch": 1,
-    "crop_n_layers": 0,
-    "crop_n_points_downscale_factor": 1,
-    "min_mask_region_area": 0,
-}
-
-
-def _unusable(name: str, value: object, expected: str) -> ScaError:
-    return ScaError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

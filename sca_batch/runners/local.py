@@ -8,20 +8,34 @@ during which workers keep dying is given up, and the unit goes on without it.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
-from typing import Any
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
+from typing import Generic, Literal
 
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
-from sca_batch.runners import Alive, Began, Done, Emit, Lost, Stopped, Task, Worker
+from sca_batch.runners.protocol import (
+    A,
+    Alive,
+    Began,
+    C,
+    Done,
+    Emit,
+    Lost,
+    R,
+    Resumed,
+    S,
+    Stopped,
+    Task,
+    Worker,
+)  # fmt: skip
 from sca_batch.runners.serve import STOP, Crashed, LogLine, Ready, Refused, serve
 from sca_batch.runners.slots import Slot, Unit, describe
-from sca_batch.runners.spawn import signals_blocked, start_fork_server
+from sca_batch.runners.spawn import main_module_hidden, signals_blocked, start_fork_server
 
 __all__ = ["STRIKES", "STRIKES_IF_KILLED", "LocalRunner", "start_fork_server"]
 
@@ -32,10 +46,15 @@ LOOK_EVERY_S = 0.2  # at the clock and at `should_stop`
 BUGS_IN_A_ROW = 5  # items given up for exceptions of our own, before that is what is reported
 GRACE_S = 300.0  # for a worker that was told to stop: it finishes the batch that it is at
 
+_Context = ForkServerContext | ForkContext | SpawnContext
+_CONTEXTS: dict[str, type[_Context]] = {
+    "forkserver": ForkServerContext, "fork": ForkContext, "spawn": SpawnContext,
+}  # fmt: skip
+
 log = logging.getLogger(__name__)
 
 
-class LocalRunner:
+class LocalRunner(Generic[C, R, S, A]):
     """One worker process per entry of `devices`; use it in a `with` statement.
 
     `make_worker` is called with its device in each process and must be picklable. A unit whose
@@ -46,28 +65,27 @@ class LocalRunner:
 
     def __init__(
         self,
-        make_worker: Callable[[str], Worker],
+        make_worker: Callable[[str], Worker[C, R, S, A]],
         devices: Sequence[str],
         *,
         retries: int = 3,
         item_timeout_s: float | None = None,
         unit_timeout_s: float | None = None,
-        start_method: str = "forkserver",
+        start_method: Literal["forkserver", "fork", "spawn"] = "forkserver",
         preload: Sequence[str] = (),
     ) -> None:
-        self._make_worker = make_worker
+        self.make_worker = make_worker  # of the workers that are started from now on
         self._slots = [Slot(device) for device in devices]
         self._retries = retries
         self._timeout_s, self._unit_timeout_s = item_timeout_s, unit_timeout_s
         # By default no fork of this process: its threads' locks would be copied as they are.
-        self._processes: Any = multiprocessing.get_context(start_method)
+        self._processes: _Context = _CONTEXTS[start_method]()
         self._preload = preload
         self._again: deque[Unit] = deque()
-        self._about: Any = None
-        self._was_ready = False
+        self._answer: A | None = None  # of the first worker that was ready
         self._bugs_in_a_row = 0
 
-    def __enter__(self) -> LocalRunner:
+    def __enter__(self) -> LocalRunner[C, R, S, A]:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,19 +105,23 @@ class LocalRunner:
         if self._slots[0].process is None:
             self._start(self._slots[0])
 
-    def about(self) -> Any:
+    def about(self) -> A:
         """What the first worker says of itself.
 
         Raises:
             ScaError: when no worker can be made.
         """
-        while not self._was_ready:
+        while self._answer is None:
             self.start()
             self._listen(lambda event: None)
-        return self._about
+        return self._answer
 
     def run(
-        self, units: Iterable[str], context: Any, emit: Emit, should_stop: Callable[[], bool]
+        self,
+        units: Iterable[str],
+        context: C,
+        emit: Emit[R, S],
+        should_stop: Callable[[], bool],
     ) -> None:
         """Has every unit worked on; emits what workers emit, and `Stopped` or `Lost` per unit."""
         for slot in self._slots:
@@ -134,10 +156,10 @@ class LocalRunner:
         ours, theirs = self._processes.Pipe()
         slot.process = self._processes.Process(
             target=serve,
-            args=(theirs, self._make_worker, slot.device, logging.getLogger().level),
+            args=(theirs, self.make_worker, slot.device, logging.getLogger().level),
             name=f"sca-worker-{slot.device}",
         )
-        with signals_blocked():
+        with signals_blocked(), main_module_hidden():
             if self._processes.get_start_method() == "forkserver":
                 start_fork_server(self._preload)
             slot.process.start()
@@ -145,7 +167,7 @@ class LocalRunner:
         slot.connection, slot.crash = ours, None
         slot.ready = slot.warned = slot.timed_out = slot.overdue = slot.told_to_stop = False
 
-    def _assign(self, slot: Slot, unit: Unit, context: Any) -> None:
+    def _assign(self, slot: Slot, unit: Unit, context: C) -> None:
         slot.unit, slot.item = unit, None
         slot.assigned_at = slot.heard_at = time.monotonic()
         slot.warned = False
@@ -158,17 +180,16 @@ class LocalRunner:
                 slot.told_to_stop, slot.heard_at = True, time.monotonic()
                 slot.send(STOP)
 
-    def _listen(self, emit: Emit) -> None:
+    def _listen(self, emit: Emit[R, S]) -> None:
         """Passes on what workers say, for a moment, and sees who has died."""
-        sources: dict[Any, Slot] = {}
-        for slot in self._slots:
-            if slot.process is not None:
-                sources[slot.process.sentinel] = slot
-                if slot.connection is not None:
-                    sources[slot.connection] = slot
-        heard = {id(s): s for s in (sources[source] for source in wait(sources, LOOK_EVERY_S))}
-        for slot in heard.values():
+        alive = [slot for slot in self._slots if slot.process is not None]
+        pipes = [slot.connection for slot in alive if slot.connection is not None]
+        sentinels = [slot.process.sentinel for slot in alive if slot.process is not None]
+        ready = wait([*pipes, *sentinels], LOOK_EVERY_S)
+        for slot in alive:
             assert slot.process is not None
+            if slot.process.sentinel not in ready and slot.connection not in ready:
+                continue
             # Asked before the pipe is emptied: what a dead worker still said comes first.
             dead = not slot.process.is_alive()
             for message in slot.messages():
@@ -176,7 +197,7 @@ class LocalRunner:
             if dead or slot.connection is None:
                 self._bury(slot, emit)
 
-    def _hear(self, slot: Slot, message: Any, emit: Emit) -> None:
+    def _hear(self, slot: Slot, message: object, emit: Emit[R, S]) -> None:
         if isinstance(message, LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
             return
@@ -192,8 +213,8 @@ class LocalRunner:
             slot.heard_at, slot.warned = time.monotonic(), False
         if isinstance(message, Ready):
             slot.ready, slot.failed_starts = True, 0
-            if not self._was_ready:
-                self._was_ready, self._about = True, message.about
+            if self._answer is None:
+                self._answer = message.about
         elif isinstance(message, Began):
             slot.item = message.item
         elif isinstance(message, Done):
@@ -203,11 +224,13 @@ class LocalRunner:
                 self._bugs_in_a_row = 0
             fault("job.heard")
             emit(message)
+        elif isinstance(message, Resumed):
+            emit(message)
         elif isinstance(message, Stopped):
             slot.unit = slot.item = None
             emit(message)
 
-    def _bury(self, slot: Slot, emit: Emit) -> None:
+    def _bury(self, slot: Slot, emit: Emit[R, S]) -> None:
         """A worker is gone: who was it, what was it doing, and what follows for its unit?"""
         assert slot.process is not None
         slot.process.join()
@@ -244,7 +267,7 @@ class LocalRunner:
 
     def _refuse_endless_starts(self, slot: Slot, code: int | None, crash: str | None) -> None:
         slot.failed_starts += 1
-        if slot.failed_starts > self._retries or (crash and not self._was_ready):
+        if slot.failed_starts > self._retries or (crash and self._answer is None):
             if crash:
                 raise RuntimeError(f"a worker failed {crash}")
             raise ScaError(

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Generic
 
 from sca_batch.errors import ScaError
-from sca_batch.runners import Task, Worker
+from sca_batch.runners.protocol import A, C, R, S, Task, Worker
 
 __all__ = ["STOP", "Crashed", "LogLine", "Ready", "Refused", "serve"]
 
@@ -23,10 +23,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Generic[A]):
     """The worker was made; `about` is what it says of itself."""
 
-    about: Any
+    about: A
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,16 @@ class LogLine:
 
 
 def serve(
-    connection: Connection, make_worker: Callable[[str], Worker], device: str, log_level: int
+    connection: Connection,
+    make_worker: Callable[[str], Worker[C, R, S, A]],
+    device: str,
+    log_level: int,
 ) -> None:
     """Makes a worker and has it work on every unit that comes through the pipe, until it closes."""
     _die_with_the_supervisor()
     speaking = threading.Lock()  # threads that decode ahead log too
 
-    def send(message: Any) -> None:
+    def send(message: object) -> None:
         with speaking:
             connection.send(message)
 
@@ -90,7 +93,7 @@ def _die_with_the_supervisor() -> None:
 
 
 class _ToSupervisor(logging.Handler):
-    def __init__(self, send: Callable[[Any], None]) -> None:
+    def __init__(self, send: Callable[[object], None]) -> None:
         super().__init__()
         self._send = send
 

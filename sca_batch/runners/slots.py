@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
 
-from sca_batch.runners import GiveUp
+from sca_batch.runners.protocol import GiveUp
 
 __all__ = ["Slot", "Unit"]
 
@@ -45,7 +44,7 @@ class Slot:
     crash: str | None = None
     failed_starts: int = 0
 
-    def messages(self) -> Iterator[Any]:
+    def messages(self) -> Iterator[object]:
         """What the worker has said since, without waiting for more."""
         try:
             while self.connection is not None and self.connection.poll():
@@ -53,7 +52,7 @@ class Slot:
         except (EOFError, ConnectionResetError):
             self.connection = None
 
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         try:
             if self.connection is not None:
                 self.connection.send(message)

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from types import ModuleType
 
-__all__ = ["signals_blocked", "start_fork_server"]
+__all__ = ["main_module_hidden", "signals_blocked", "start_fork_server"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -42,3 +43,18 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """Processes started meanwhile do not run the caller's script again.
+
+    Workers need nothing of it, and a script without `if __name__ == "__main__"` would start a run
+    of its own in each.
+    """
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before

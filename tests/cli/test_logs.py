@@ -1,4 +1,4 @@
-"""Log lines: one per message, without secrets, for people or for machines; and metrics."""
+"""Log lines: one per message, without secrets, for people or for machines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import logging
 import sys
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sca_batch.cli.logs import set_up_logging
-from sca_batch.cli.metrics import Metrics
-from sca_batch.job import ImageDone
 
 
 @pytest.fixture
@@ -56,26 +53,3 @@ def test_a_trace_keeps_its_lines(logged):
         text = logged("text", "bug", exc_info=sys.exc_info())
     assert text.splitlines()[-1] == "ZeroDivisionError: oh"
     assert json.loads(logged("json", "bug", extra={"trace": "a\nb"}))["traceback"] == "a\nb"
-
-
-def test_the_metrics_file_is_prometheus_text(tmp_path):
-    metrics = Metrics(tmp_path / "sca.prom", planned=4)
-    metrics.resumed(1)
-    metrics.record(ImageDone("u", "a", "ok", 7))
-    metrics.record(ImageDone("u", "b", "failed", 0, "timeout", "slow"))
-    metrics.finish(True)
-    text = (tmp_path / "sca.prom").read_text()
-    found = {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-    assert found["sca_images_total", "ok"] == 1
-    assert found["sca_failures_total", "timeout"] == 1
-    assert found["sca_regions_total",] == 7
-    assert found["sca_images_planned",] == 4
-    assert found["sca_complete",] == 1
-
-
-def test_without_a_path_nothing_is_counted():
-    Metrics(None, planned=1).finish(True)

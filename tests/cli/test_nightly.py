@@ -241,9 +241,9 @@ def test_one_and_two_workers_write_the_same_bytes(caption, one_thread):
 
 
 def test_durations_are_written_as_people_write_them():
-    from sca_batch.cli.values import DURATION
+    from sca_batch.cli.options import Duration
 
-    assert [DURATION.convert(t, None, None) for t in ("7h45m", "90m", "30s", "2.5", 4)] == [
+    assert [Duration().convert(t, None, None) for t in ("7h45m", "90m", "30s", "2.5", 4)] == [
         27900.0, 5400.0, 30.0, 2.5, 4.0,
     ]  # fmt: skip
 

@@ -218,9 +218,12 @@ def test_recorded_runs_go_when_memory_runs_out(shapes_model, exported):
 def test_without_memory_for_one_the_image_gets_a_record_that_says_so(
     shapes_model, exported, shapes_images, shapes_settings
 ):
-    from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
-    from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+    from sca_batch.captioners.sca import ScaCaptioner
+    from sca_batch.captioners.settings import CaptionSettings
+    from sca_batch.pipeline.pipeline import Pipeline
+    from sca_batch.pipeline.settings import BatchSettings
     from sca_batch.records import ImageRef
+    from sca_batch.regions.settings import RegionSettings
 
     path = next(shapes_images.iterdir())
     ref = ImageRef("0", path.name, str(path), path.name)

@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from sca_batch import caption
-from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.captioners.sca import ScaCaptioner
+from sca_batch.captioners.settings import CaptionSettings
 from sca_batch.engines import load_plan, use_engines
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.engines.plans import BACKENDS, read_plans, tensorrt_flavour, this_machine
 from sca_batch.engines.recipes import Recipe
 from sca_batch.images.decode import read_image
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import ImageRef, Prompt
+from sca_batch.regions.settings import RegionSettings
 
 pytestmark = pytest.mark.gpu
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import small_request
 from PIL import Image
 
-from sca_batch import job
 from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ERROR_CODES
 from sca_batch.images.decode import decode
-from sca_batch.plan.sources import plan_sources
-from sca_batch.runners import InlineRunner
+from sca_batch.job.caption import caption_corpus
 
 
 def picture(size=(32, 24), mode="RGB"):
@@ -115,22 +114,14 @@ BAD = {
 
 
 @pytest.fixture
-def caption(tmp_path, monkeypatch):
-    """Captions every file with a box in it, with a captioner that looks at pixels only."""
-    from nightly_workers import make_mean_worker
+def caption(tmp_path):
+    """Captions every file, from a box in it."""
 
     def run(names, out):
         lines = [{"uri": f"corpus/{n}", "boxes_xyxy": [[0, 0, 9, 9]]} for n in names]
         manifest = tmp_path / f"{out}.jsonl"
         manifest.write_text("\n".join(map(json.dumps, lines)))
-        opened = job.open_run(
-            tmp_path / out,
-            make_plan=lambda: plan_sources([str(manifest)], is_image=lambda path: True),
-            content={},
-            settings={},
-            shard_size=16,
-        )
-        job.run_job(opened, InlineRunner(make_mean_worker))
+        caption_corpus(small_request(manifest, tmp_path / out, shard_size=16))
         return {row["key"].removeprefix("corpus/"): row for row in iter_rows(tmp_path / out)}
 
     return run

@@ -1,32 +1,24 @@
 """kill -9 at every named place: the same job again ends with the same rows, none twice.
 
-Jobs run in processes forked from one that has loaded the libraries, so that a kill costs
-milliseconds; their captioner needs no model.
+Runs are the product's own, in processes forked from one that has loaded the libraries, so that a
+kill costs less than a second.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
 import time
 
 import pytest
+from jobs import ended, start_job
 from PIL import Image
 
-from sca_batch.cli.nightly import PRELOAD
 from sca_batch.dataset.shards import iter_rows
 from sca_batch.faults import POINTS
-from sca_batch.runners.local import start_fork_server
 
 IMAGES = 8
-
-
-@pytest.fixture(scope="module")
-def processes():
-    start_fork_server(PRELOAD)
-    return multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +37,19 @@ def manifest(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(manifest, processes):
-    """Starts a job in a process of its own."""
-    from nightly_workers import whole_job
-
-    def begin(out, workers=0, **environment):
-        arguments = (str(manifest), str(out), environment, workers)
-        process = processes.Process(target=whole_job, args=arguments)
-        process.start()
-        return process
-
-    return begin
-
-
-@pytest.fixture(scope="module")
-def whole(start, manifest):
+def whole(manifest):
     """The dataset of a run that nobody disturbed."""
     out = manifest.parent / "whole"
-    assert ended(start(out)) == 0
+    assert ended(start_job(manifest, out)) == 0
     return out
 
 
 @pytest.fixture
-def job(start, tmp_path):
+def job(manifest, tmp_path):
     """Runs the job in `tmp_path`/out; gives back how it ended."""
-    return lambda workers=0, **environment: ended(start(tmp_path / "out", workers, **environment))
-
-
-def ended(process):
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
+    return lambda workers=1, **environment: ended(
+        start_job(manifest, tmp_path / "out", environment, workers=workers)
+    )
 
 
 def assert_whole(out, other):
@@ -88,14 +62,14 @@ def assert_whole(out, other):
     assert sorted(p.name for p in out.rglob("*")) == sorted(p.name for p in other.rglob("*"))
 
 
-# Without workers, the supervisor's own places are not passed.
-ALONE = [point for point in POINTS if point not in ("job.assigned", "job.heard")]
+# Places that workers come to, and those that the process comes to which supervises them.
 WORKERS_PASS = [p for p in POINTS if p.startswith(("worker.", "shard.", "partial."))]
+ALONE = [p for p in POINTS if p not in WORKERS_PASS]
 GROUP = [p for p in POINTS if p.startswith("job.")] + WORKERS_PASS
 
 
 @pytest.mark.parametrize("point", ALONE)
-def test_a_job_killed_at(job, whole, tmp_path, point):
+def test_a_run_killed_at(job, whole, tmp_path, point):
     assert job(SCA_FAULT=point) == -signal.SIGKILL
     assert job() == 0
     assert_whole(tmp_path / "out", whole)
@@ -116,11 +90,11 @@ def test_the_whole_process_group_killed_at(job, whole, tmp_path, point):
     assert_whole(tmp_path / "out", whole)
 
 
-def test_a_few_kills_at_random_moments(start, job, whole, tmp_path):
+def test_a_few_kills_at_random_moments(manifest, job, whole, tmp_path):
     chance = random.Random(7)
     for _ in range(6):
-        process = start(tmp_path / "out", workers=2)
-        time.sleep(chance.uniform(0.0, 0.4))
+        process = start_job(manifest, tmp_path / "out", workers=2)
+        time.sleep(chance.uniform(0.0, 0.8))
         process.kill()
         process.join()
     assert job(workers=2) == 0

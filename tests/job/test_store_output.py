@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -13,16 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from nightly_workers import whole_job
+from jobs import ended, small_request, start_job
 from PIL import Image
 from store_servers import faulty_proxy, s3_server
 
-from sca_batch import job
-from sca_batch.cli.nightly import PRELOAD
 from sca_batch.dataset.shards import iter_rows
 from sca_batch.dataset.verify import verify_dataset
 from sca_batch.errors import ScaError
-from sca_batch.runners.local import start_fork_server
+from sca_batch.job.caption import caption_corpus
+from sca_batch.job.events import ImageDone
+from sca_batch.job.run import refuse_foreign_folder, remove_run
 from sca_batch.storage.lock import Lease, leased
 from sca_batch.storage.stores import StoreError, StorePath
 
@@ -60,15 +59,11 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_job(manifest, server):
     """Runs the job in a process of its own; gives back how it ended."""
-    start_fork_server([*PRELOAD, "s3fs", "aiobotocore.session"])
-    processes = multiprocessing.get_context("forkserver")
 
-    def run(out, workers=0, **environment):
-        arguments = (str(manifest), out, {**server.environment, **environment}, workers)
-        process = processes.Process(target=whole_job, args=arguments)
-        process.start()
-        process.join(60)
-        return process.exitcode
+    def run(out, workers=1, **environment):
+        environment = {**server.environment, **environment}
+        preload = ("s3fs", "aiobotocore.session")
+        return ended(start_job(manifest, out, environment, preload=preload, workers=workers))
 
     return run
 
@@ -99,9 +94,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize("point", PLACES)
-def test_a_job_killed_at(run_job, whole, point):
+def test_a_run_killed_at(run_job, whole, point):
     out = f"s3://runs/{point}"
-    assert run_job(out, SCA_FAULT=point) == -signal.SIGKILL
+    assert run_job(out, SCA_FAULT=f"{point}@group") == -signal.SIGKILL
     assert run_job(out) == 0
     assert_equal(StorePath(out), whole)
 
@@ -115,19 +110,11 @@ def test_workers_commit_to_the_store_themselves(run_job, whole, tmp_path):
 
 
 def start(manifest, out, **options):
-    from nightly_workers import make_mean_worker
+    return caption_corpus(small_request(manifest, out), **options)
 
-    from sca_batch.plan.sources import plan_sources
-    from sca_batch.runners import InlineRunner
 
-    run = job.open_run(
-        out,
-        make_plan=lambda: plan_sources([str(manifest)], is_image=lambda path: True),
-        content={"captioner": "mean"},
-        settings={},
-        shard_size=3,
-    )
-    return job.run_job(run, InlineRunner(make_mean_worker), **options)
+def images(events):
+    return sum(isinstance(event, ImageDone) for event in events)
 
 
 def test_a_stopped_run_goes_on_from_what_the_store_has(manifest, whole):
@@ -136,16 +123,16 @@ def test_a_stopped_run_goes_on_from_what_the_store_has(manifest, whole):
     out = StorePath("memory://run/out")
     try:
         seen = []
-        stopped = start(manifest, out, on_record=seen.append, should_stop=lambda: len(seen) == 2)
-        assert stopped.stopped
+        stopped = start(manifest, out, listen=seen.append, should_stop=lambda: images(seen) == 2)
+        assert stopped.tally.stopped
         assert [path.name for path in out.glob(".shard-*")] == [".shard-000000.partial-2.parquet"]
-        outcome = start(manifest, out)
-        assert (outcome.images, outcome.resumed_images) == (IMAGES - 2, 2)
+        tally = start(manifest, out).tally
+        assert (tally.images, tally.resumed_images) == (IMAGES - 2, 2)
         assert list(iter_rows(out)) == list(iter_rows(whole))
         assert list(out.glob(".shard-*")) == []
         with pytest.raises(ScaError, match="other files"):
-            job.refuse_foreign_folder(StorePath("memory://run"))
-        job.remove_run(out)
+            refuse_foreign_folder(StorePath("memory://run"))
+        remove_run(out)
         assert out.find() == {}
     finally:
         fsspec.filesystem("memory").rm("/run", recursive=True)
@@ -175,7 +162,7 @@ def test_a_store_that_does_not_answer_stops_the_run_and_is_not_taken_for_damage(
             start(manifest, out)
         faults.rules.clear()
         faults.add("GET /runs/faulty/shard-000000", "throttle", stores.TRIES - 1)
-        assert start(manifest, out).resumed_images == 3
+        assert start(manifest, out).tally.resumed_images == 3
         assert "made again" not in caplog.text
         assert list(iter_rows(out)) == list(iter_rows(whole))
         s3fs.S3FileSystem.clear_instance_cache()

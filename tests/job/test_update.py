@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import polars as pl
 import pytest
 
-from sca_batch.job import update
-from sca_batch.job.update import Updated, source_changes, update_plan
+from sca_batch.job.events import SourcesChanged
+from sca_batch.job.update import source_changes, update_plan
 from sca_batch.manifests.read import read_manifest
 from sca_batch.plan.plan import make_plan
 from sca_batch.plan.run_plan import cut_frames, open_plan, write_cut_plan
@@ -23,8 +24,7 @@ def plan_of(folder, rows):
 
 
 @pytest.mark.parametrize("rows_at_once", [7, 1 << 19])
-def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, monkeypatch, rows_at_once):
-    monkeypatch.setattr(update, "ROWS_AT_ONCE", rows_at_once)
+def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, rows_at_once):
     chance = random.Random(0)
     before = {f"{i}.jpg": chance.randrange(5) for i in range(200)}
     plan = plan_of(tmp_path, [{"uri": key, "n": n} for key, n in before.items()])
@@ -37,9 +37,10 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, monkeypatch, 
     now |= {f"new-{i}.jpg": i for i in range(70)}
     order = chance.sample(sorted(now), len(now))
     listed = plan_of(tmp_path, [{"uri": key, "n": now[key]} for key in order])
-    expected = Updated(new=70, changed=30, gone=50, back=0, unchanged=120)
-    assert source_changes(open_plan(tmp_path), listed) == expected
-    assert update_plan(tmp_path, listed, 64, digest_of=lambda uri: None) == expected
+    expected = SourcesChanged(new=70, changed=30, gone=50, back=0, unchanged=120, followed=False)
+    assert source_changes(open_plan(tmp_path), listed, rows_at_once=rows_at_once) == expected
+    updated = update_plan(tmp_path, listed, 64, rows_at_once=rows_at_once)
+    assert updated == replace(expected, followed=True)
 
     after = open_plan(tmp_path)
     after.check()
@@ -56,15 +57,15 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, monkeypatch, 
     assert [after.is_gone(i) for i in range(270)] == [row["gone"] for row in rows]
 
     # Everything comes back, as it was.
-    again = Updated(new=0, changed=30, gone=70, back=50, unchanged=170)
-    assert update_plan(tmp_path, plan, 64, digest_of=lambda uri: None) == again
+    again = SourcesChanged(new=0, changed=30, gone=70, back=50, unchanged=170, followed=True)
+    assert update_plan(tmp_path, plan, 64, rows_at_once=rows_at_once) == again
 
 
 def test_ids_that_were_given_stay(tmp_path):
     plan = plan_of(tmp_path, [{"uri": "a.jpg", "id": 7}, {"uri": "b.jpg", "id": 3}])
     write_cut_plan(cut_frames(plan, 64), tmp_path, plan.digest)
     listed = plan_of(tmp_path, [{"uri": "c.jpg", "id": 5}, {"uri": "a.jpg", "id": 7}])
-    assert update_plan(tmp_path, listed, 64, digest_of=lambda uri: None).new == 1
+    assert update_plan(tmp_path, listed, 64).new == 1
     rows = pl.concat(open_plan(tmp_path).batches(["image_id", "gone"])).rows()
     assert rows == [(7, False), (3, True), (5, False)]
 

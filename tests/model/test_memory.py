@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from sca_batch.model.memory import GROW_AFTER, Allowance, fit
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import Caption, ImageRef, Prompt
+from sca_batch.regions.settings import RegionSettings
 
 
 def only(most, tried, error=torch.OutOfMemoryError):
@@ -55,15 +57,14 @@ def test_another_error_is_not_taken_for_it():
 class Narrow:
     """A captioner whose device holds three regions at once, and no region wider than 50."""
 
-    needs_embedding = False
+    needs_embedding = needs_crop_embeddings = False
 
     def __init__(self):
-        self.batch_size = 100
         self.sizes = []
 
-    def caption(self, images, regions):
+    def caption(self, images, regions, at_once):
         boxes = [p.region.box_xyxy for given in regions for p in given]
-        self.sizes.append(min(self.batch_size, len(boxes)))
+        self.sizes.append(min(at_once, len(boxes)))
         if self.sizes[-1] > 3 or any(box[2] - box[0] > 50 for box in boxes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [[Caption("fine", -0.5) for _ in given] for given in regions]

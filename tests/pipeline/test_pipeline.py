@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, rle_to_mask
-from sca_batch.captioners.sca import CaptionSettings, ScaCaptioner
+from sca_batch.captioners.sca import ScaCaptioner
+from sca_batch.captioners.settings import CaptionSettings
 from sca_batch.errors import ScaError
 from sca_batch.images.policy import ReadPolicy
-from sca_batch.pipeline import BatchSettings, Pipeline, RegionSettings
+from sca_batch.pipeline.pipeline import Pipeline
+from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import ImageRef, Prompt
-from sca_batch.regions.select import RegionLimits
+from sca_batch.regions.settings import RegionLimits, RegionSettings
 
 ANYWHERE = ReadPolicy()
 
@@ -35,7 +37,7 @@ def make_pipeline(shapes_model, shapes_settings):
         settings = captions or CaptionSettings(num_beams=2, max_new_tokens=6)
         region_settings = RegionSettings(automatic=shapes_settings, **(regions or {}))
         batching = BatchSettings(**batches)
-        captioner = ScaCaptioner(shapes_model, settings, batch_size=batching.caption_batch)
+        captioner = ScaCaptioner(shapes_model, settings)
         return Pipeline(shapes_model, captioner, region_settings, batching, policy)
 
     return make
@@ -65,16 +67,14 @@ def assert_equal_records(first, second):
 @pytest.mark.parametrize("name", ["anything", "anything-crops"])
 def test_point_prompts_caption_what_the_published_demo_captions(golden, name):
     from sca_batch.model.checkpoint import load_checkpoint
-    from sca_batch.regions.automatic import AutomaticMaskSettings
+    from sca_batch.regions.settings import AutomaticMaskSettings
 
     recorded = json.loads((golden / name / "annotations.json").read_text())
     arguments = {k: v for k, v in recorded["arguments"].items() if k != "output_mode"}
     model = load_checkpoint(golden / name)
-    captioner = ScaCaptioner(model, CaptionSettings(prompt="point"), batch_size=5)
-    regions = RegionSettings(
-        automatic=AutomaticMaskSettings(**arguments), keep_crop_embeddings=True
-    )
-    pipeline = Pipeline(model, captioner, regions, BatchSettings())
+    captioner = ScaCaptioner(model, CaptionSettings(prompt="point"))
+    regions = RegionSettings(automatic=AutomaticMaskSettings(**arguments))
+    pipeline = Pipeline(model, captioner, regions, BatchSettings(caption_batch=5))
     image = golden / name / "image.png"
     (record,) = pipeline.run([ImageRef(1, "image", str(image), image.name)])
     assert [c.caption.text for c in record.regions] == [

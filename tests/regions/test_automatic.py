@@ -13,8 +13,9 @@ from sca_batch.images.decode import read_image
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import load_checkpoint
 from sca_batch.regions import fused
-from sca_batch.regions.automatic import AutomaticMaskSettings, propose_regions
+from sca_batch.regions.automatic import propose_regions
 from sca_batch.regions.proposal import batches_by_layout, prompt_tensors, proposal_prompts
+from sca_batch.regions.settings import AutomaticMaskSettings
 
 # pycocotools 2.0.11 has not learned numpy 2's `copy` keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -5,7 +5,8 @@ import pytest
 from sca_batch.errors import ScaError
 from sca_batch.records import Region
 from sca_batch.regions.proposal import ModelPrompt, Proposal
-from sca_batch.regions.select import RegionLimits
+from sca_batch.regions.select import select_regions
+from sca_batch.regions.settings import RegionLimits
 
 SIZE_HW = (10, 20)
 
@@ -37,14 +38,14 @@ def areas(chosen):
 def test_limits_leave_regions_in_their_order(limits, expected):
     given = proposals((5, 0.7), (50, 0.8), (200, 0.6), (20, 0.9))
 
-    assert areas(RegionLimits(**limits).select(given, SIZE_HW)) == expected
+    assert areas(select_regions(given, RegionLimits(**limits), SIZE_HW)) == expected
 
 
 def test_equal_estimates_keep_the_earlier_region_and_none_comes_last():
     given = proposals((1, None), (2, 0.5), (3, 0.5), (4, 0.5))
 
-    assert areas(RegionLimits(max_regions=2).select(given, SIZE_HW)) == [2, 3]
-    assert areas(RegionLimits(max_regions=4).select(given, SIZE_HW)) == [1, 2, 3, 4]
+    assert areas(select_regions(given, RegionLimits(max_regions=2), SIZE_HW)) == [2, 3]
+    assert areas(select_regions(given, RegionLimits(max_regions=4), SIZE_HW)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_equal_estimates_keep_the_earlier_region_and_none_comes_last():
     [
         ({"min_area": -1}, "--min-area is -1"),
         ({"max_area": float("nan")}, "--max-area is nan"),
-        ({"max_regions": 0}, "--max-regions is 0; expected at least 1"),
+        ({"max_regions": 0}, "--max-regions is 0; expected a whole number of at least 1"),
         ({"min_area": 100, "max_area": 50}, "--min-area 100 is above --max-area 50"),
     ],
 )

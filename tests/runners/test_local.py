@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sca_batch.cli.nightly import PRELOAD
 from sca_batch.errors import ScaError
-from sca_batch.runners import Done, InlineRunner, Lost, Stopped
-from sca_batch.runners.local import LocalRunner, start_fork_server
+from sca_batch.job.caption import PRELOAD
+from sca_batch.runners.local import LocalRunner
+from sca_batch.runners.protocol import Done, InlineRunner, Lost, Stopped
+from sca_batch.runners.spawn import start_fork_server
 
 
 @pytest.fixture
 def run(monkeypatch):
     """Runs units with a worker that misbehaves; gives back the events, without `Began`."""
-    from nightly_workers import MakeBad
+    from bad_workers import MakeBad
 
     start_fork_server(PRELOAD)  # one for all tests, whichever comes first
 
@@ -47,7 +48,7 @@ def test_units_are_spread_over_the_workers_and_each_is_finished_once(run):
 @pytest.mark.parametrize("deed", ["kill", "abort", "exit", "bug"])
 def test_a_worker_that_dies_once_costs_nothing_but_time(run, tmp_path, deed, caplog):
     events = run({"u/4": deed}, marks=tmp_path)
-    assert [e for e in events if isinstance(e, Stopped)] == [Stopped("u", True)]
+    assert [e for e in events if isinstance(e, Stopped)] == [Stopped("u", True, None)]
     assert "killed_worker" not in results(events).values()
     assert len(results(events)) == 10
     assert "died" in caplog.text
@@ -127,10 +128,10 @@ def test_no_worker_outlives_its_supervisor(run):
 
 
 def test_the_inline_runner_says_the_same_things(monkeypatch):
-    from nightly_workers import BadWorker
+    from bad_workers import BadWorker
 
     events = []
-    runner = InlineRunner(lambda: BadWorker({}, None, "cpu"))
+    runner = InlineRunner(lambda device: BadWorker({}, None, device), "cpu")
     assert runner.about()["pid"] == os.getpid()
     runner.run(["u", "v"], None, events.append, lambda: False)
     assert [e.unit for e in events if isinstance(e, Stopped)] == ["u", "v"]

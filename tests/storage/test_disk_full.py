@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import ended, start_job
 from PIL import Image
 
 from sca_batch.boxes import mask_to_rle
-from sca_batch.cli.nightly import PRELOAD
 from sca_batch.dataset.shards import dataset_shards, iter_rows, read_shard_mark
 from sca_batch.errors import OutputError
-from sca_batch.runners.spawn import start_fork_server
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.spool import Scratch
 
@@ -48,17 +46,12 @@ def job(tmp_path):
         lines.append(json.dumps({"uri": f"images/{i}.png", "masks_rle": masks, "i": "x" * 999}))
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("\n".join(lines))
-    start_fork_server(PRELOAD)
-    processes = multiprocessing.get_context("forkserver")
-    from nightly_workers import answered_job
 
     def run(out):
         said = tmp_path / "said"
         said.write_text("")
-        process = processes.Process(target=answered_job, args=(str(manifest), str(out), str(said)))
-        process.start()
-        process.join(60)
-        return process.exitcode, said.read_text()
+        code = ended(start_job(manifest, out, said=str(said)))
+        return code, said.read_text()
 
     return run
 

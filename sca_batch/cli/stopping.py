@@ -1,0 +1,63 @@
+"""Whoever asks a command to stop: a signal, of which the second acts at once, or the clock."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+
+__all__ = ["Stop", "stop_on_signals"]
+
+STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
+
+
+class Stop:
+    """Who asked us to stop; nobody yet, as long as `requested` is False."""
+
+    def __init__(self, time_limit_s: float | None) -> None:
+        from sca_batch.job.deadline import Deadline
+
+        self.signal: int | None = None
+        self._deadline = Deadline(time_limit_s, STARTED)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
+
+    def record(self) -> None:
+        """Notes that a step is done: so long before the limit one must stop."""
+        self._deadline.step()
+
+    def requested(self) -> bool:
+        was_near = self._deadline.is_near
+        if self.signal is None and self._deadline.look() and not was_near:
+            click.echo("Stopping: --time-limit is near.", err=True)
+        return self.signal is not None or self._deadline.is_near
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        click.echo(
+            "\nStopping after this batch; what is done is kept. Once more to stop at once.",
+            err=True,
+        )
+
+
+@contextmanager
+def stop_on_signals(time_limit_s: float | None = None) -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGUSR1 ask to stop; the handlers that were there come back."""
+    stop = Stop(time_limit_s)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
