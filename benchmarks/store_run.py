@@ -63,7 +63,7 @@ def main() -> None:
     run(folder / "local")
     assert list(iter_rows(out)) == list(iter_rows(folder / "local"))
     print("stopped, resumed, whole, and the same rows as in a folder")
-    plan = plan_sources([f"{sys.argv[1]}/images"], is_image=lambda path: True)
+    plan = plan_sources([f"{sys.argv[1]}/images"])
     (batch,) = plan.batches()
     assert len(plan) == 4
     print(f"listed with {batch['etag'].count()} etags; read {read_image(batch['uri'][1]).size_hw}")
