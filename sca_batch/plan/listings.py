@@ -14,7 +14,7 @@ from sca_batch.images.formats import has_image_suffix
 from sca_batch.manifests.row import dump_json
 from sca_batch.records import Json, redacted
 from sca_batch.storage.archives import UNREADABLE, Archive, Member, open_archive
-from sca_batch.storage.stores import STORES, StorePath, require_package
+from sca_batch.storage.stores import STORE_URLS, STORES, StorePath, require_package
 
 __all__ = ["list_archive", "list_store"]
 
@@ -103,9 +103,7 @@ def list_store(url: str) -> tuple[pl.DataFrame, int]:
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme not in STORES:
-        raise ScaError(
-            f"{redacted(url)}: expected one of {', '.join(f'{name}://' for name in STORES)}"
-        )
+        raise ScaError(f"{redacted(url)}: expected one of {STORE_URLS}")
     require_package(scheme)
     top = StorePath(url)
     found = top.find()

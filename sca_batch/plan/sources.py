@@ -57,9 +57,9 @@ def plan_sources(
     """Lists every source and numbers what they hold.
 
     A source is a folder, an image, a glob pattern, a zip or tar, a URL of an object store, a
-    manifest or `-`. File names are relative to
-    the folder, to the image's or the manifest's folder, or to the part of the pattern before its
-    first wildcard; with several such places, to the folder that they have in common.
+    manifest or `-`. File names are relative to the folder, to the image's or the manifest's folder,
+    or to the part of the pattern before its first wildcard; with several, to the folder that they
+    have in common.
 
     Raises:
         ScaError: for a source that is missing, empty or wrong, and for an image listed twice.
@@ -92,8 +92,8 @@ def plan_sources(
 def list_folder(folder: Path) -> FolderListing:
     """Every image at any depth below `folder`; names that begin with a dot are not looked at.
 
-    Links to folders are followed, but no folder is entered twice: its own place comes first, then
-    the links in the order of their names.
+    Links to folders are followed, but no folder is entered twice: by its own name first, then
+    by the links in the order of their names.
     """
     looked_at: Counter[str] = Counter()
     names = _walk(folder, looked_at)

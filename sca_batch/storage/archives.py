@@ -56,7 +56,9 @@ class Archive:
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
-        self.members = list(self._listed())
+        self._packed: dict[int, zipfile.ZipInfo] = {}  # by offset, of zips alone
+        is_zip = path.lower().endswith(".zip")
+        self.members = list(self._listed_zip() if is_zip else self._listed_tar())
 
     def find(self, name: str) -> Member:
         """The member of this name, of several the last. Names lead nowhere: they are looked up.
@@ -71,10 +73,15 @@ class Archive:
 
         Raises:
             ImageError: with code `too_large`.
+            KeyError: for a link or a device.
             EOFError, OSError, RuntimeError and others: see `read_member`.
         """
         _refuse_bomb(member.size, max_bytes)
-        content = self._content(member, max_bytes)
+        if member.offset is None:
+            raise KeyError(member.name)
+        if member.offset not in self._packed:
+            return self._bytes(member.offset, member.size)
+        content = self._unpacked(self._packed[member.offset], max_bytes)
         _refuse_bomb(len(content), max_bytes)  # what the directory says may be a lie
         return content
 
@@ -83,21 +90,7 @@ class Archive:
         # Archives made of "." name their members "./x", and paths lose that on the way.
         return {m.name.removeprefix("./"): m for m in self.members if m.offset is not None}
 
-    def _listed(self) -> Iterator[Member]:
-        raise NotImplementedError
-
-    def _content(self, member: Member, max_bytes: int) -> bytes:
-        raise NotImplementedError
-
-    def _bytes(self, offset: int, size: int) -> bytes:
-        content = os.pread(self._file.fileno(), size, offset)  # threads must not share a position
-        if len(content) < size:
-            raise EOFError(f"the archive ends {size - len(content):,} bytes too early")
-        return content
-
-
-class _Tar(Archive):
-    def _listed(self) -> Iterator[Member]:
+    def _listed_tar(self) -> Iterator[Member]:
         with tarfile.open(fileobj=self._file, mode="r:") as file:
             for info in file:
                 file.members = []  # type: ignore[attr-defined]  # else it would keep every header
@@ -105,34 +98,32 @@ class _Tar(Archive):
                     is_file = info.isreg() and not info.issparse()
                     yield Member(info.name, info.size, info.offset_data if is_file else None)
 
-    def _content(self, member: Member, max_bytes: int) -> bytes:
-        assert member.offset is not None, "links and devices are not found"
-        return self._bytes(member.offset, member.size)
-
-
-class _Zip(Archive):
-    def _listed(self) -> Iterator[Member]:
+    def _listed_zip(self) -> Iterator[Member]:
         with zipfile.ZipFile(self._file) as file:
-            self._infos = {info.header_offset: info for info in file.infolist()}
             for info in file.infolist():
                 if not info.is_dir():
+                    self._packed[info.header_offset] = info
                     yield Member(info.filename, info.file_size, info.header_offset)
 
-    def _content(self, member: Member, max_bytes: int) -> bytes:
-        assert member.offset is not None
-        info = self._infos[member.offset]
+    def _unpacked(self, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
         if info.flag_bits & ENCRYPTED:
             raise RuntimeError("it is encrypted, a password would be required")
-        header = self._bytes(member.offset, LOCAL_HEADER.size)
+        header = self._bytes(info.header_offset, LOCAL_HEADER.size)
         signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":
             raise zipfile.BadZipFile("no member where the directory has one")
         # Packing makes nothing much larger: what claims to be is not read into memory.
         _refuse_bomb(info.compress_size, 2 * max_bytes + 1024)
-        start = member.offset + LOCAL_HEADER.size + name_length + extra_length
+        start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
         packed = io.BytesIO(self._bytes(start, info.compress_size))
         with zipfile.ZipExtFile(packed, "r", info) as opened:
             return opened.read(max_bytes + 1)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        content = os.pread(self._file.fileno(), size, offset)  # threads must not share a position
+        if len(content) < size:
+            raise EOFError(f"the archive ends {size - len(content):,} bytes too early")
+        return content
 
 
 def is_archive(path: str) -> bool:
@@ -162,7 +153,7 @@ _opening = threading.Lock()
 
 @lru_cache(maxsize=4)  # a shard's images stand in one or two archives
 def _opened(path: str, version: tuple[int, int, int]) -> Archive:
-    return _Zip(path) if path.lower().endswith(".zip") else _Tar(path)
+    return Archive(path)
 
 
 def read_member(archive: str, member: str, max_bytes: int) -> bytes:

@@ -179,12 +179,9 @@ def _host() -> str:
     """This machine, since it was started, and the part of it that knows our process numbers."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     space = Path("/proc/self/ns/pid")
+    booted = boot.read_text().strip() if boot.exists() else ""
     return "|".join(
-        [
-            socket.gethostname(),
-            boot.read_text().strip() if boot.exists() else "",
-            os.readlink(space) if space.is_symlink() else "",
-        ]
+        [socket.gethostname(), booted, os.readlink(space) if space.is_symlink() else ""]
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 import weakref
@@ -15,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from sca_batch.errors import OutputError
+from sca_batch.storage.atomic import NO_ROOM
 
 __all__ = ["Scratch", "Spool", "rebatched"]
 
@@ -34,28 +34,28 @@ class Scratch:
         self.size = 0
 
     def append(self, content: bytes | bytearray | memoryview) -> int:
-        """Writes behind the end, and gives back where.
+        """The offset at which the bytes were written, which is the end before.
 
         Raises:
             OutputError: when there is no room for temporary files.
         """
-        place = self.size
+        offset = self.size
         try:
             self._file.write(content)
             self._file.flush()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             raise OutputError(
                 f"{tempfile.gettempdir()}: no space left for temporary files, after "
-                f"{place >> 20:,} MiB of the plan's rows; free some, or set TMPDIR to a folder "
+                f"{offset >> 20:,} MiB of the plan's rows; free some, or set TMPDIR to a folder "
                 "with more"
             ) from None
         self.size += len(content)
-        return place
+        return offset
 
-    def read(self, place: int, length: int) -> bytes:
-        return os.pread(self._file.fileno(), length, place)
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
 
 
 class Spool:
@@ -64,7 +64,7 @@ class Spool:
     def __init__(self, schema: Mapping[str, pl.DataType]) -> None:
         self.schema = dict(schema)
         self._scratch = Scratch()
-        self._places: list[tuple[int, int]] = []  # of each batch: offset and length in bytes
+        self._batches: list[tuple[int, int]] = []  # of each batch: offset and length in bytes
         self._starts = [0]  # the first row of each batch, and the number of rows
 
     @classmethod
@@ -93,12 +93,12 @@ class Spool:
             with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
                 writer.write_table(table.combine_chunks())
             content = memoryview(sink.getvalue())
-            self._places.append((self._scratch.append(content), len(content)))
+            self._batches.append((self._scratch.append(content), len(content)))
             self._starts.append(len(self) + piece.height)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         """The rows, all columns or some, in batches as they were added."""
-        for batch in range(len(self._places)):
+        for batch in range(len(self._batches)):
             yield self._batch(batch, columns)
 
     def take(self, rows: npt.NDArray[np.int64]) -> pl.DataFrame:
@@ -116,7 +116,7 @@ class Spool:
         return pl.concat([pl.DataFrame(schema=self.schema), *self.batches()])
 
     def _batch(self, batch: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        offset, length = self._places[batch]
+        offset, length = self._batches[batch]
         content = pa.py_buffer(self._scratch.read(offset, length))
         names = list(self.schema)
         wanted = names if columns is None else list(columns)

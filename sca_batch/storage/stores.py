@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = [
-    "STORES", "TRIES", "AnyPath", "StoreError", "StorePath", "StoredObject", "any_path", "each",
-    "read_object", "require_package", "retried",
+    "STORES", "STORE_URLS", "TRIES", "AnyPath", "StoreError", "StorePath", "StoredObject",
+    "any_path", "each", "require_package",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -36,13 +36,9 @@ R = TypeVar("R")
 
 # Object stores by scheme, each with the package that fsspec needs for it.
 STORES = {
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "memory": "fsspec",
-}
+    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "memory": "fsspec",
+}  # fmt: skip
+STORE_URLS = ", ".join(f"{scheme}://" for scheme in STORES)
 # A request is made at most so often, after waits of 0.3, 0.6, 1.2 and 2.4 s and up to half more.
 TRIES, FIRST_WAIT_S = 5, 0.3
 # Exceptions of the stores' clients, which have no base in common, by the package they come from.
@@ -121,15 +117,13 @@ class StorePath:
     def iterdir(self) -> Iterator[StorePath]:
         """The objects and folders directly below, by name."""
 
-        def listed(store: AbstractFileSystem, path: str) -> list[str]:
-            try:
-                return [str(entry).strip("/") for entry in store.ls(path, detail=False)]
-            except FileNotFoundError:
-                return []
-
+        try:
+            listed = self._ask(lambda store, path: store.ls(path, detail=False))
+        except FileNotFoundError:
+            return
         # An object is listed as what is below itself.
-        found = set(self._ask(listed)) - {self.key}
-        yield from (self / key.rpartition("/")[2] for key in sorted(found))
+        keys = {str(entry).strip("/") for entry in listed} - {self.key}
+        yield from (self / key.rpartition("/")[2] for key in sorted(keys))
 
     def glob(self, pattern: str) -> Iterator[StorePath]:
         """Objects directly below whose name fits; only those with the pattern's beginning."""
@@ -154,6 +148,27 @@ class StorePath:
     def read_bytes(self) -> bytes:
         return bytes(self._ask(lambda store, path: store.cat_file(path)))
 
+    def read_within(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The object, but at most `max_bytes` + 1 of its bytes; all tries end after `timeout_s`.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            TimeoutError: when it is not read in time.
+        """
+        deadline = time.monotonic() + timeout_s
+
+        def read(store: AbstractFileSystem, path: str) -> bytes:
+            def left() -> dict[str, float]:
+                # Only clients that are asynchronous can be told how long they may take.
+                left_s = max(0.001, deadline - time.monotonic())
+                return {"timeout": left_s} if store.async_impl else {}
+
+            too_large = store.info(path, **left())["size"] > max_bytes
+            limits = {"start": 0, "end": max_bytes + 1} if too_large else {}
+            return bytes(store.cat_file(path, **limits, **left()))
+
+        return self._ask(read, deadline)
+
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
@@ -163,20 +178,14 @@ class StorePath:
 
     def download(self) -> IO[bytes]:
         """The object as a local file without a name."""
-
-        def fetch(store: AbstractFileSystem, path: str) -> IO[bytes]:
-            file = tempfile.TemporaryFile()  # noqa: SIM115
-            try:
-                with store.open(path, "rb", block_size=1 << 24) as remote:
-                    while chunk := remote.read(1 << 24):
-                        file.write(chunk)
-                file.seek(0)
-            except BaseException:
-                file.close()
-                raise
-            return file
-
-        return self._ask(fetch)
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self._ask(lambda store, path: store.get_file(path, f"/dev/fd/{file.fileno()}"))
+        except BaseException:
+            file.close()
+            raise
+        file.seek(0)
+        return file
 
     def upload(self, file: IO[bytes]) -> None:
         """Puts a local file here, whole or not at all."""
@@ -197,14 +206,11 @@ class StorePath:
         self._put(lambda store, path: store.pipe_file(path, content, mode=mode))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        def remove(store: AbstractFileSystem, path: str) -> None:
-            try:
-                store.rm_file(path)
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
-
-        self._ask(remove)
+        try:
+            self._ask(lambda store, path: store.rm_file(path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
 
     def _put(self, request: Callable[[AbstractFileSystem, str], None]) -> None:
         try:
@@ -214,16 +220,32 @@ class StorePath:
                 f"{self}: cannot be written ({error}); is there such a bucket?"
             ) from None
 
-    def _ask(self, request: Callable[[AbstractFileSystem, str], T]) -> T:
-        try:
-            return retried(lambda: request(*_open(self.url)))
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except Exception as error:
-            if not _of_a_client(error):
+    def _ask(
+        self, request: Callable[[AbstractFileSystem, str], T], deadline: float | None = None
+    ) -> T:
+        """The answer to a request, made up to `TRIES` times, as long as there is time.
+
+        Objects that are missing and access that is denied are not asked for again. `deadline` is
+        one of `time.monotonic`.
+        """
+        for attempt in range(TRIES):
+            try:
+                return request(*_open(self.url))
+            except (FileNotFoundError, FileExistsError):
                 raise
-            kind = StoreError if _may_pass(error) else ScaError
-            raise kind(redacted(f"{self.url}: {_said(error)}")) from None
+            except Exception as error:
+                if not _of_a_client(error):
+                    raise
+                said = redacted(f"{self.url}: {type(error).__name__}: {error}".rstrip(": "))
+                if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                    raise ScaError(said) from None
+                wait_s = FIRST_WAIT_S * 2**attempt * random.uniform(1.0, 1.5)
+                late = deadline is not None and time.monotonic() + wait_s > deadline
+                if late or attempt == TRIES - 1:
+                    timed_out = deadline is not None and isinstance(error, TimeoutError)
+                    raise (TimeoutError(said) if timed_out else StoreError(said)) from None
+                time.sleep(wait_s)
+        raise AssertionError("TRIES is at least 1")
 
 
 def _stored(listed: dict[str, object]) -> StoredObject:
@@ -275,10 +297,7 @@ def any_path(text: str) -> AnyPath:
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
     if scheme not in STORES:
-        raise ScaError(
-            f"{redacted(text)}: expected a path, or the URL of a store: "
-            f"{', '.join(f'{name}://' for name in STORES)}"
-        )
+        raise ScaError(f"{redacted(text)}: expected a path, or the URL of a store: {STORE_URLS}")
     require_package(scheme)
     return StorePath(text.rstrip("/"))
 
@@ -316,58 +335,6 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     return store, path
 
 
-def retried(request: Callable[[], T], *, deadline: float | None = None) -> T:
-    """The answer to a request, made up to `TRIES` times as long as the clock is before `deadline`.
-
-    Objects that are missing and access that is denied are not asked for again. `deadline` is one
-    of `time.monotonic`.
-    """
-    for attempt in range(1, TRIES + 1):
-        try:
-            return request()
-        except Exception as error:
-            wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(1.0, 1.5)
-            late = deadline is not None and time.monotonic() + wait_s > deadline
-            if attempt == TRIES or late or not _may_pass(error):
-                raise
-            time.sleep(wait_s)
-    raise AssertionError("TRIES is at least 1")
-
-
-def read_object(url: str, max_bytes: int, timeout_s: float) -> bytes:
-    """The bytes of an object, at most `max_bytes` + 1 of them, tried `TRIES` times in `timeout_s`.
-
-    Raises:
-        FileNotFoundError, PermissionError: as the store says.
-        TimeoutError: when it is not read in time.
-        OSError: with what the store says, in all other cases.
-    """
-    deadline = time.monotonic() + timeout_s
-
-    def read() -> bytes:
-        store, path = _open(url)
-
-        def left() -> dict[str, float]:
-            # Only clients that are asynchronous can be told how long they may take.
-            return {"timeout": max(0.001, deadline - time.monotonic())} if store.async_impl else {}
-
-        limits = {}
-        if store.info(path, **left())["size"] > max_bytes:
-            limits = {"start": 0, "end": max_bytes + 1}
-        return bytes(store.cat_file(path, **limits, **left()))
-
-    try:
-        return retried(read, deadline=deadline)
-    except TimeoutError:
-        raise TimeoutError(f"not read within {timeout_s:.0f} s") from None
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:
-        if not _of_a_client(error):
-            raise
-        raise OSError(_said(error)) from None
-
-
 def each(path: AnyPath, action: Callable[[R], T], items: Iterator[R]) -> Iterator[T]:
     """The action's results in order; several at a time where each waits for a store."""
     if isinstance(path, Path):
@@ -380,17 +347,5 @@ def each(path: AnyPath, action: Callable[[R], T], items: Iterator[R]) -> Iterato
             waiting.extend(pool.submit(action, item) for item in islice(items, 1))
 
 
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
-        return False
-    if "Credentials" in type(error).__name__:
-        return False
-    return _of_a_client(error)
-
-
 def _of_a_client(error: Exception) -> bool:
     return isinstance(error, OSError | EOFError) or type(error).__module__.split(".")[0] in CLIENTS
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().rstrip(":")
