@@ -1,8 +1,8 @@
-"""Named places where a test may have this process killed, as a power cut or `kill -9` would.
+"""Named points at which a test may have this process killed, as a power cut or `kill -9` would.
 
-`SCA_FAULT=NAME` kills the process that comes to the place NAME with SIGKILL: no handler runs and
+`SCA_FAULT=NAME` kills the process that comes to the point NAME with SIGKILL: no handler runs and
 nothing is flushed. `SCA_FAULT=NAME@group` kills its whole process group. With `SCA_FAULT_ONCE=FILE`
-only the first process to create FILE is killed. Without `SCA_FAULT` every place is one look-up.
+only the first process to create FILE is killed. Without `SCA_FAULT` every point is one look-up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 
 __all__ = ["POINTS", "fault"]
 
-# Every file that a run writes has four places: it exists and is empty; it is written but may be
+# Every file that a run writes has four points: it exists and is empty; it is written but may be
 # in memory only; it is flushed but has no name yet; it has its name but the folder is not flushed.
 FILES = ("plan", "run", "partial", "shard", "export", "summary")
 POINTS = (
@@ -30,7 +30,7 @@ POINTS = (
 
 
 def fault(name: str) -> None:
-    """Dies here when the environment names this place."""
+    """Dies here when the environment names this point."""
     wanted, _, reach = os.environ.get("SCA_FAULT", "").partition("@")
     if wanted != name:
         return

@@ -43,7 +43,7 @@ class Told(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What the command line and a run need to know of one field.
+    """The facts of one field that the command line and a run need.
 
     `content` marks what records depend on: it is part of a run's fingerprint. `kept` marks what a
     run that is resumed gives back where it is left out: all content, and what leads to it. `least`

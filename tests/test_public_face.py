@@ -62,6 +62,7 @@ def test_a_listener_hears_these_events():
         ],
         "StoppingSoon": [],
         "ShardLost": ["shard", "error", "is_bug"],
+        "Exporting": [],
         "Finished": ["complete"],
     }  # fmt: skip
 

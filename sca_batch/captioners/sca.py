@@ -51,7 +51,7 @@ class ScaCaptioner:
         asked: list[list[int]] = []  # for each image, which prompt each region is captioned from
         prompts: list[ModelPrompt] = []
         embeddings: list[Tensor] = []  # that of each prompt: its crop's, or its image's
-        place_of: dict[int, int] = {}
+        index_of: dict[int, int] = {}
         for image, proposals in zip(images, regions, strict=True):
             assert image.embedding is not None, "the pipeline encodes for this captioner"
             asked.append([])
@@ -59,27 +59,27 @@ class ScaCaptioner:
                 proposals, self.settings.prompt, image.size_hw, image_size
             ):
                 # The masks of one grid point share its prompt, and so its caption.
-                if id(prompt) not in place_of:
-                    place_of[id(prompt)] = len(prompts)
+                if id(prompt) not in index_of:
+                    index_of[id(prompt)] = len(prompts)
                     prompts.append(prompt)
                     own = prompt.crop_embedding
                     embeddings.append(image.embedding if own is None else own)
-                asked[-1].append(place_of[id(prompt)])
+                asked[-1].append(index_of[id(prompt)])
         captions: dict[int, Caption] = {}
         for batch in batches_by_layout(prompts, at_once):
             found = self._caption_batch([prompts[i] for i in batch], [embeddings[i] for i in batch])
             captions |= zip(batch, found, strict=True)
-        return [[captions[place] for place in places] for places in asked]
+        return [[captions[index] for index in of_image] for of_image in asked]
 
     def _caption_batch(
         self, prompts: Sequence[ModelPrompt], embeddings: Sequence[Tensor]
     ) -> list[Caption]:
         distinct = {id(embedding): embedding for embedding in embeddings}
-        place_of = {key: place for place, key in enumerate(distinct)}
+        index_of = {key: index for index, key in enumerate(distinct)}
         device = self.model.device
         found = self.model.region_queries(
             torch.cat(list(distinct.values())),
-            image_R=torch.tensor([place_of[id(e)] for e in embeddings], device=device),
+            image_R=torch.tensor([index_of[id(e)] for e in embeddings], device=device),
             **prompt_tensors(prompts, device),
         )
         generated = self.model.generate(

@@ -13,7 +13,7 @@ __all__ = ["CaptionSettings"]
 
 @dataclass(frozen=True, slots=True)
 class CaptionSettings:
-    """What captions depend on, with the defaults of the published evaluation.
+    """Settings that captions depend on, with the defaults of the published evaluation.
 
     `max_new_tokens` 19 is the reference's `max_length` 20, which counts a token that is never
     shown to the model. `captions_per_region` best beams are kept. `prompt` is what a proposed

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.logs import tell
 from sca_batch.cli.options import GroupedCommand, given_options, options_of
 from sca_batch.cli.progress import Progress, duration
 from sca_batch.cli.stopping import stop_on_signals
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
+from sca_batch.job.events import Event, Exporting, Planned
 from sca_batch.job.request import CaptionRequest
 
 if TYPE_CHECKING:
@@ -55,9 +57,20 @@ def _caption(request: CaptionRequest) -> int:
     """The run, with its progress shown and its end told; its exit code."""
     from sca_batch.job.caption import caption_corpus
 
-    with Progress() as progress, stop_on_signals() as stop:
-        outcome = caption_corpus(request, listen=progress, should_stop=stop.requested)
-    click.echo(_ending(outcome, progress, "coco" in request.output.formats), err=True)
+    with stop_on_signals() as stop, Progress() as progress:
+
+        def listen(event: Event) -> None:
+            # What is listed, loaded or exported can be done again; an image is finished first.
+            if isinstance(event, Planned | Exporting):
+                stop.patient = isinstance(event, Planned)
+            progress(event)
+
+        try:
+            outcome = caption_corpus(request, listen=listen, should_stop=stop.requested)
+        except KeyboardInterrupt:
+            tell("Stopped. What is done is kept; the same command goes on.")
+            return stop.exit_code
+    tell(_ending(outcome, progress, "coco" in request.output.formats))
     return stop.exit_code if outcome.tally.stopped and stop.requested() else outcome.exit_code
 
 
@@ -101,7 +114,7 @@ def _describe(preview: Preview) -> None:
 
 
 def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
-    """How the run ended, in words."""
+    """The end of the run, in words."""
     tally, out = outcome.tally, outcome.out
     if outcome.lock_lost:
         return (
@@ -127,4 +140,5 @@ def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
     lines.append(f"  {out}/: {written}, run.json")
     lines.append(f"  look at one: sca draw {out} IMAGE")
     lines += [f"{lost.shard} is left over: {lost.error}" for lost in tally.lost]
+    lines += [f"no worker could start on {device}" for device in outcome.devices_lost]
     return "\n".join(lines)

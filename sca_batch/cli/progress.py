@@ -7,8 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import click
-
+from sca_batch.cli.logs import tell
 from sca_batch.job import events
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Progress:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        click.echo(text, err=True)
+        tell(text)
 
 
 def _changes(found: events.SourcesChanged) -> str:

@@ -8,7 +8,7 @@ missing shards made, the exports written. Nothing is printed; listeners are told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from sca_batch.job.drive import Tally, run_job
 from sca_batch.job.events import (
     EngineChosen,
     Event,
+    Exporting,
     Finished,
     ImageDone,
     Listener,
@@ -32,7 +33,7 @@ from sca_batch.job.events import (
     ignore,
 )
 from sca_batch.job.metrics import Metrics
-from sca_batch.job.request import CaptionRequest, ModelReport
+from sca_batch.job.request import CaptionRequest, Failures, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
@@ -49,7 +50,7 @@ from sca_batch.plan.sources import refuse_output_inside
 from sca_batch.records import ImageRecord, JsonObject
 from sca_batch.runners.local import LocalRunner
 from sca_batch.runners.protocol import InlineRunner
-from sca_batch.storage.lock import locked
+from sca_batch.storage.lock import Lock, locked
 from sca_batch.storage.stores import AnyPath, any_path
 
 if TYPE_CHECKING:
@@ -72,22 +73,38 @@ _Inline = InlineRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `exit_code` is the command line's, `docs/NIGHTLY.md` has the contract.
+    """The end of a run. `planned` counts its images, `tally` what this session did.
 
-    `tally` counts this session; `planned` all images of the run. `lock_lost` says that another
-    run has taken the output over, on a store.
+    `lock_lost` says that another run has taken the output over, on a store; no worker could start
+    on `devices_lost`.
     """
 
     out: AnyPath
     planned: int
     tally: Tally
-    exit_code: int
+    allowed: Failures
     lock_lost: bool = False
+    devices_lost: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Every image has a record."""
+        return not self.tally.stopped and not self.tally.lost
+
+    @property
+    def exit_code(self) -> int:
+        """The command line's exit code; docs/NIGHTLY.md has the contract."""
+        if self.lock_lost or self.tally.stopped:
+            return EXIT_STOPPED
+        if any(lost.is_bug for lost in self.tally.lost):
+            return EXIT_BUG
+        few = self.allowed.allow(self.tally.failures.total(), self.planned)
+        return 0 if few and self.complete and not self.devices_lost else EXIT_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a request would do: its options as they would be, its images, and where they go."""
+    """A request as it would be done: its options, its images, and where they go."""
 
     request: CaptionRequest
     plan: Plan
@@ -130,7 +147,7 @@ def caption_corpus(
         # Workers that start from here on take what the first one found, and say nothing of it.
         runner.make_worker = _MakeWorker(request, runner.workers)
         tell(EngineChosen(report.engine, report.engine_why))
-        with locked(out) as lock:
+        with _held(out) as lock:
             if request.existing.overwrite:
                 remove_run(out)
             run = open_run(
@@ -151,15 +168,21 @@ def caption_corpus(
                 listen=partial(_hear, tell, deadline, watch),
                 should_stop=partial(_must_stop, tell, deadline, lambda: lock.lost or should_stop()),
             )
-            is_complete = not tally.stopped and not tally.lost
-            write_summary(out / SUMMARY_FILE, _summary(run, tally, watch, runner.workers))
-            if "coco" in request.output.formats and not tally.stopped and not lock.lost:
-                export_coco(out, out / COCO_FILE)
-            tell(Finished(is_complete))
-            return Outcome(
-                out, len(run.plan), tally, _exit_code(request, tally, len(run.plan), lock.lost),
-                lock.lost,
-            )  # fmt: skip
+            tell(Exporting())
+            outcome = Outcome(
+                out=out,
+                planned=len(run.plan),
+                tally=tally,
+                allowed=request.running.max_failures,
+                lock_lost=lock.lost,
+                devices_lost=tuple(runner.retired),
+            )
+            if not lock.lost:
+                write_summary(out / SUMMARY_FILE, _summary(run, outcome, watch, runner.workers))
+                if "coco" in request.output.formats and not tally.stopped:
+                    export_coco(out, out / COCO_FILE)
+            tell(Finished(outcome.complete))
+            return outcome
 
 
 def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Iterator[ImageRecord]:
@@ -192,7 +215,7 @@ def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Ite
 
 
 def preview_corpus(request: CaptionRequest) -> Preview:
-    """What `caption_corpus` would do. Sources are listed; nothing is loaded or written.
+    """A preview of `caption_corpus`. Sources are listed; nothing is loaded or written.
 
     Raises:
         ScaError: for a request that cannot be met.
@@ -203,7 +226,7 @@ def preview_corpus(request: CaptionRequest) -> Preview:
 
 
 def output_of(request: CaptionRequest) -> AnyPath:
-    """Where the dataset goes.
+    """The folder or the store that the dataset goes to.
 
     Raises:
         ScaError: for an output that cannot hold one.
@@ -294,6 +317,24 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+@contextmanager
+def _held(out: AnyPath) -> Iterator[Lock]:
+    """The lock of the output.
+
+    Raises:
+        ScaError: for an output that cannot be made, or that another run holds.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(out))
+        except OSError as error:
+            why = error.strerror or error
+            raise ScaError(
+                f"{out}: cannot be written ({why}); name another folder with -o"
+            ) from None
+        yield lock
+
+
 def _hear(tell: Listener, deadline: Deadline, watch: DomainWatch, event: Event) -> None:
     tell(event)
     if isinstance(event, ImageDone):
@@ -311,18 +352,20 @@ def _must_stop(tell: Listener, deadline: Deadline, asked: Callable[[], bool]) ->
     return deadline.is_near
 
 
-def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonObject:
+def _summary(run: Run, outcome: Outcome, watch: DomainWatch, workers: int) -> JsonObject:
     """The session in numbers; `failures` counts the whole dataset's, the rest is this session's."""
+    tally = outcome.tally
     seconds, stages = tally.seconds, tally.stages
     summary: JsonObject = {
-        "complete": not tally.stopped and not tally.lost,
-        "images_planned": len(run.plan),
+        "complete": outcome.complete,
+        "images_planned": outcome.planned,
         "images_gone": len(run.plan.gone_rows),
         "images_done_before": tally.resumed_images,
         "images": tally.images,
         "regions": tally.regions,
         "failures": dict(tally.failures.most_common()),
         "shards_left_over": [lost.shard for lost in tally.lost],
+        "devices_lost": list(outcome.devices_lost),
         "seconds": round(seconds, 3),
         "images_per_s": round(tally.images / seconds, 4) if seconds else 0.0,
         "workers": workers,
@@ -332,12 +375,3 @@ def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonOb
     if watch.domain is not None:
         summary["images_outside_domain"] = watch.outside
     return summary
-
-
-def _exit_code(request: CaptionRequest, tally: Tally, planned: int, lock_lost: bool) -> int:
-    if lock_lost or tally.stopped:
-        return EXIT_STOPPED
-    if any(lost.is_bug for lost in tally.lost):
-        return EXIT_BUG
-    few = request.running.max_failures.allow(tally.failures.total(), planned)
-    return 0 if few and not tally.lost else EXIT_LEFTOVERS

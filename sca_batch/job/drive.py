@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """What a session did, in counts; `failures` are those of the whole dataset."""
+    """A session in counts; `failures` are those of the whole dataset."""
 
     images: int = 0
     regions: int = 0
@@ -125,7 +125,7 @@ def _tidy(run: Run) -> None:
 
 
 def count_failures(run: Run) -> Counter[str]:
-    """How many images failed, by code; those whose source has vanished do not count."""
+    """The number of images that failed, by code; those whose source has vanished do not count."""
     return Counter(
         code
         for failed in each(run.out, failed_rows, dataset_shards(run.out))

@@ -70,7 +70,7 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
-    """What is captioned, and what may be read of it."""
+    """The sources, and what may be read of them."""
 
     names: tuple[str, ...] = ()  # folders, images, patterns, archives, URLs of stores, manifests
     box_format: Literal["xyxy", "xywh"] | None = option(
@@ -126,7 +126,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class OutputSettings:
-    """Where a dataset goes, and what is written beside its shards."""
+    """The output, and what is written beside its shards."""
 
     output: str | None = option(
         None,
@@ -207,7 +207,7 @@ class RunningSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExistingRun:
-    """What happens to the run that is in the output; without any of these it goes on.
+    """The fate of the run that is in the output; without any of these it goes on.
 
     `retry_failed` holds error codes, or "all".
     """
@@ -246,7 +246,7 @@ class ExistingRun:
 
 @dataclass(frozen=True, slots=True)
 class BatchingSettings:
-    """How work is grouped. Only the size of a shard leaves a trace, in the dataset's files."""
+    """Sizes of batches. Only the size of a shard leaves a trace, in the dataset's files."""
 
     shard_size: int = option(64, "Images per Parquet file.", kept=True, least=1)
     encoder_batch: int | None = option(None, "Images.", least=1, shown="1 on a CPU, 4 on a GPU")
@@ -270,7 +270,7 @@ class BatchingSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What a worker says of the model that it has loaded.
+    """A worker's answer about the model that it has loaded.
 
     `engine` is a value of `--engine`; `engine_label` stands in the fingerprint, `engine_why` is
     for people. `dtype` is the resolved one.
@@ -384,7 +384,7 @@ class CaptionRequest:
         }
 
     def informative(self, report: ModelReport) -> JsonObject:
-        """What else a run's file says: for people, and for a run that is resumed."""
+        """The rest of a run's file: for people, and for a run that is resumed."""
         values = option_values(self)
         batching = ("encoder_batch", "points_per_batch", "caption_batch", "mask_memory")
         domain = report.domain

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sca_batch.dataset.shards import (
     CONTENT_VERSION,
@@ -21,6 +20,7 @@ from sca_batch.errors import ScaError
 from sca_batch.faults import fault
 from sca_batch.plan.plan import PLAN_FILE, Plan
 from sca_batch.plan.run_plan import CutPlan, cut_frames, open_plan, write_cut_plan
+from sca_batch.records import Json
 from sca_batch.storage.atomic import remove_unfinished
 from sca_batch.storage.lock import LOCK_FILE
 from sca_batch.storage.stores import AnyPath, StorePath
@@ -47,7 +47,7 @@ class Run:
 
     out: AnyPath
     plan: CutPlan
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, Json]
 
     @property
     def digest(self) -> str:
@@ -58,11 +58,11 @@ def open_run(
     out: AnyPath,
     *,
     make_plan: Callable[[], Plan],
-    content: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    content: Mapping[str, Json],
+    settings: Mapping[str, Json],
     shard_size: int,
 ) -> Run:
-    """Starts a run in `out`, or takes up the one that is there.
+    """Starts a run in `out`, or resumes the one that is there.
 
     `content` holds every setting that records depend on; `settings` is informative. A run that
     is there keeps its plan: its source is not listed again.

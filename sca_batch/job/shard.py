@@ -37,7 +37,7 @@ def unit_index(unit: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a worker needs to know of the run; `digest` is its fingerprint's."""
+    """The facts of a run that a worker needs; `digest` is its fingerprint's."""
 
     out: AnyPath
     digest: str
@@ -46,10 +46,10 @@ class JobContext:
 
 
 class ShardInProgress:
-    """One shard: what is kept of it, what was taken up, what is left to do.
+    """One shard: what is kept of it, what it was resumed from, what is left to do.
 
     Records are added in the order of the plan. Those of a finished file whose rows were not
-    changed since are kept, and stand in at their places.
+    changed since are kept, and stand in where they stood.
     """
 
     def __init__(self, context: JobContext, plan: CutPlan, index: int) -> None:
@@ -59,7 +59,7 @@ class ShardInProgress:
         self.commit_every_s = context.commit_every_s
         self.refs = plan.refs(index)
         self.partials = self._find_partials()
-        self.records: list[ImageRecord] = self._taken_up()
+        self.records: list[ImageRecord] = self._resumed()
         self.kept = self._kept()
         self.committed = len(self.records)
         self.committed_at = time.monotonic()
@@ -99,8 +99,8 @@ class ShardInProgress:
         self.committed_at = time.monotonic()
 
     def _keep(self) -> None:
-        while (place := len(self.records)) in self.kept:
-            self.records.append(self.kept.pop(place))
+        while (row := len(self.records)) in self.kept:
+            self.records.append(self.kept.pop(row))
 
     def _mark(self, rows: int) -> ShardMark:
         versions = self.plan.versions(self.index, rows)
@@ -123,7 +123,7 @@ class ShardInProgress:
             key=lambda path: int(m[2]) if (m := PARTIAL_NAME.fullmatch(path.name)) else -1,
         )
 
-    def _taken_up(self) -> list[ImageRecord]:
+    def _resumed(self) -> list[ImageRecord]:
         for path in reversed(self.partials):
             try:
                 mark = read_shard_mark(path)

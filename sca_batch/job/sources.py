@@ -53,7 +53,7 @@ def list_sources(request: CaptionRequest) -> Plan:
 
 
 def list_again(request: CaptionRequest, listen: Listener) -> Plan | None:
-    """What the sources of a run that is resumed hold now; None where that is not to be known.
+    """The sources of a run that is resumed, as they are now; None where that is not to be known.
 
     Raises:
         ScaError: when it is needed, for an update, and cannot be listed.

@@ -1,4 +1,4 @@
-"""What a session did, as one JSON file that a dashboard or a cron job can read."""
+"""A session in numbers, as one JSON file that a dashboard or a cron job can read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EDGES_S = np.geomspace(1e-5, 1e5, 261)
 
 
 class StageTimes:
-    """How long each stage takes, over any number of images."""
+    """Times of each stage, over any number of images."""
 
     def __init__(self) -> None:
         self._counts: dict[str, npt.NDArray[np.int64]] = {}
@@ -50,8 +50,8 @@ class StageTimes:
 
 
 def _percentile(counts: npt.NDArray[np.int64], share: float) -> float:
-    place = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
-    low, high = max(place - 1, 0), min(place, len(EDGES_S) - 1)
+    at = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
+    low, high = max(at - 1, 0), min(at, len(EDGES_S) - 1)
     return float(f"{np.sqrt(EDGES_S[low] * EDGES_S[high]):.3g}")
 
 

@@ -98,7 +98,7 @@ def update_plan(
 def source_changes(
     plan: CutPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> SourcesChanged:
-    """What `update_plan` would find, told from cells, sizes, times and etags alone."""
+    """The findings of `update_plan`, told from cells, sizes, times and etags alone."""
     now = _Listed(listed)
     counts: Counter[str] = Counter()
     for block in rebatched(plan.batches(), rows_at_once, BYTES_AT_ONCE):
@@ -151,7 +151,7 @@ def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
 
 
 class _LastRow:
-    """What numbers the rows of a plan end with, and whether ids are the rows' own."""
+    """The numbers that the rows of a plan end with, and whether ids are the rows' own."""
 
     image_id = -1
     shard = -1
@@ -178,7 +178,7 @@ class _Found:
 
 
 class _Listed:
-    """What the sources list now, on disk, and 32 bytes per row in memory to compare it by."""
+    """Rows of the sources as they are now, on disk, and 32 bytes of each to compare it by."""
 
     def __init__(self, listed: Plan) -> None:
         self.rows = Spool.of(
@@ -197,8 +197,8 @@ class _Listed:
 
     def find(self, block: pl.DataFrame) -> _Found:
         keys = _hash(block, ("key",), self._seed)
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        row = np.where(self._keys[place] == keys, self._order[place], -1)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        row = np.where(self._keys[at] == keys, self._order[at], -1)
         here = row >= 0
         self._seen[row[here]] = True
         return _Found(
@@ -210,14 +210,14 @@ class _Listed:
 
     def bring_up_to_date(self, block: pl.DataFrame, there: _Found) -> pl.DataFrame:
         """The block with the cells and stats that are listed now, where they differ."""
-        places = np.flatnonzero(there.rewritten | there.stats_differ)
-        if not len(places):
+        rows_here = np.flatnonzero(there.rewritten | there.stats_differ)
+        if not len(rows_here):
             return block
-        listed_row = there.listed_row[places]
+        listed_row = there.listed_row[rows_here]
         now = self.rows.take(listed_row)[np.searchsorted(np.unique(listed_row), listed_row)]
-        assert now["key"].equals(block["key"].gather(places)), "two keys have one hash"
+        assert now["key"].equals(block["key"].gather(rows_here)), "two keys have one hash"
         return block.with_columns(
-            block[name].scatter(places, now[name]) for name in (*CELLS, *STATS)
+            block[name].scatter(rows_here, now[name]) for name in (*CELLS, *STATS)
         )
 
     def new(self) -> Iterator[pl.DataFrame]:

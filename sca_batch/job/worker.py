@@ -1,4 +1,4 @@
-"""The worker of a job: takes up a shard, captions its images, commits."""
+"""The worker of a job: resumes a shard, captions its images, commits."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class ShardWorker:
 
 
 def image_done(record: ImageRecord, unit: str = "") -> ImageDone:
-    """What is said of a record while the work goes on."""
+    """The event that is told of a record while the work goes on."""
     logprobs = [found.caption.logprob for found in record.regions]
     return ImageDone(
         unit,

@@ -120,8 +120,8 @@ class Pipeline:
         live = [item for item in batch if item.image is not None]
         with self.watch("encode"):
             encoded = self._one_by_one(live, self._encode, self._images)
-        for place, embedding in encoded.items():
-            item = live[place]
+        for i, embedding in encoded.items():
+            item = live[i]
             assert item.image is not None
             item.encoded = EncodedImage(
                 item.image.rgb, None if embedding is None else embedding[None]
@@ -145,9 +145,9 @@ class Pipeline:
         stage: Callable[[Sequence[Waiting], int], Sequence[T]],
         allowance: Allowance,
     ) -> dict[int, T]:
-        """What a stage makes of all items together; alone, of each, if memory does not suffice.
+        """Results of a stage for all items together; for each alone, if memory does not suffice.
 
-        By the item's place among `items`; one that does not fit even so has its record instead.
+        By the item's index in `items`; one that does not fit even so has its record instead.
         """
         if not items:
             return {}
@@ -155,12 +155,12 @@ class Pipeline:
         if together is not None:
             return dict(enumerate(together))
         results: dict[int, T] = {}
-        for place, item in enumerate(items):
+        for i, item in enumerate(items):
             alone = fit(partial(stage, [item]), allowance)
             if alone is None:
                 item.record = out_of_memory_record(item)
             else:
-                results[place] = alone[0]
+                results[i] = alone[0]
         return results
 
     @torch.inference_mode()
@@ -183,7 +183,7 @@ class Pipeline:
             return True
         if self.captioner.needs_embedding:
             return len(prompts) > 0
-        # Only points alone have no place without a mask.
+        # Only points alone have no box without a mask.
         return any(prompt.prompt_type == "points" and not prompt.box_xyxy for prompt in prompts)
 
     def _given(self, ref: ImageRef) -> tuple[Prompt, ...] | None:
@@ -224,7 +224,7 @@ class Pipeline:
         if live:
             with self.watch("caption"):
                 captions = self._one_by_one(live, self._caption_batch, self._captions)
-        of_item = {id(live[place]): found for place, found in captions.items()}
+        of_item = {id(live[i]): found for i, found in captions.items()}
         for item in waiting:
             yield item.record or self._finish(item, of_item[id(item)])
 

@@ -177,7 +177,7 @@ def _survivors(
     image_hw: tuple[int, int],
     mask_memory_bytes: int,
 ) -> Iterator[_Candidate]:
-    """What is left of one batch of points after all thresholds, point by point, mask by mask."""
+    """Candidates of one batch of points after all thresholds, point by point, mask by mask."""
     iou_P3 = batch.iou()
     passed = iou_P3 > settings.pred_iou_thresh
     # As in SAM, a threshold of 0 turns the filter off instead of asking for a positive estimate.

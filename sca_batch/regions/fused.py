@@ -76,7 +76,7 @@ def _start_batches(
 
 
 def _most_points(model: ScaModel) -> int:
-    """How many points torch is given at a time: on a CPU, as many as its caches hold tokens of.
+    """Points that torch is given at a time: on a CPU, as many as its caches hold tokens of.
 
     Image tokens are read and written some forty times for a prompt. A batch that leaves the caches
     takes 1.2 times as long (`benchmarks/decoder.py`, SAM's sizes, 32 points against one).

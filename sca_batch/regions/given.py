@@ -107,7 +107,7 @@ def _best_masks(
 def _model_prompt(
     prompt: Prompt, size_hw: tuple[int, int], image_size: int, position: int
 ) -> ModelPrompt:
-    """What SAM is shown: the points, the box, both, or the box of the mask."""
+    """The prompt that SAM is shown: the points, the box, both, or the box of the mask."""
     if prompt.mask_rle is None:
         return frame_prompt(
             size_hw,

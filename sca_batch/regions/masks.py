@@ -75,15 +75,15 @@ def mask_logits(
     prompts_at_once = max(1, most // (grid**2 * (28 * width + 256)))
     # Two sizes of float32 logits, and four sets of booleans made from them.
     masks_at_once = max(1, most // (4 * image_size**2 + 8 * size_hw[0] * size_hw[1]))
-    prompts, place_M = np.unique(prompt_M, return_inverse=True)
+    prompts, row_M = np.unique(prompt_M, return_inverse=True)
     for start in range(0, len(prompts), prompts_at_once):
         some = _index(prompts[start : start + prompts_at_once], model.device)
         low_res_R4hw = model.predict_masks(tokens_RTD[some], features_RND[some], embedding_1EHW)
-        chosen = np.flatnonzero((place_M >= start) & (place_M < start + prompts_at_once))
+        chosen = np.flatnonzero((row_M >= start) & (row_M < start + prompts_at_once))
         for first in range(0, len(chosen), masks_at_once):
             chunk = chosen[first : first + masks_at_once]
             low_res_Mhw = low_res_R4hw[
-                _index(place_M[chunk] - start, model.device), _index(mask_M[chunk], model.device)
+                _index(row_M[chunk] - start, model.device), _index(mask_M[chunk], model.device)
             ]
             yield chunk, back_project(low_res_Mhw, size_hw, image_size)
 
@@ -115,7 +115,7 @@ def encode_masks(masks_MHW: Tensor) -> list[Rle]:
 
 
 def _run_lengths(columns_MWH: Tensor) -> list[Rle]:
-    """Uncompressed RLE; only the places where runs change leave the device."""
+    """Uncompressed RLE; only the pixels where runs change leave the device."""
     num_masks, width, height = columns_MWH.shape
     pixels_MP = columns_MWH.flatten(1)
     changes = (pixels_MP[:, 1:] ^ pixels_MP[:, :-1]).nonzero().cpu().numpy()

@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelPrompt:
-    """What SAM is shown for one region, in pixels of its square input.
+    """The prompt that SAM is shown for one region, in pixels of its square input.
 
     A point in a crop belongs to `crop_embedding` (1, D, H, W); None means the embedding of the
     whole image.
@@ -94,7 +94,7 @@ def proposal_prompts(
     size_hw: tuple[int, int],
     image_size: int,
 ) -> list[ModelPrompt]:
-    """What each region of one image is captioned from.
+    """The prompts that the regions of one image are captioned from.
 
     `how` concerns proposed regions only. "box" is the region's own box on the whole image's
     embedding; "point" is the grid point it was found with, on the embedding of that point's crop.

@@ -128,7 +128,7 @@ class RegionLimits:
 
 @dataclass(frozen=True, slots=True)
 class RegionSettings:
-    """Which regions are captioned; records depend on all of it.
+    """The choice of regions; records depend on all of it.
 
     `source` None takes an image's given regions where the manifest has a list and proposes them
     elsewhere; "auto" always proposes; "given" takes the list and proposes nothing. `limits` and

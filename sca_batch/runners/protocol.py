@@ -1,4 +1,4 @@
-"""What hands units of work to workers, in this process or in others.
+"""The plug point of runners: units of work for workers, in this process or in others.
 
 A unit and its items are opaque names here: no room of the house is imported.
 """
@@ -93,10 +93,10 @@ Emit = Callable[[Event[R, S]], None]
 
 
 class Worker(Protocol[C_contra, R_co, S_co, A_co]):
-    """What works on units: made once in its own process, for one device."""
+    """A worker on units: made once in its own process, for one device."""
 
     def about(self) -> A_co:
-        """What the supervisor should know of it."""
+        """The answer to the supervisor who asks what it is."""
 
     def run(
         self,
@@ -125,6 +125,7 @@ class InlineRunner(Generic[C, R, S, A]):
     """Works in this process, for notebooks and debuggers. It cannot outlive what kills it."""
 
     workers = 1
+    retired: list[str] = []  # noqa: RUF012: nothing is ever added
 
     def __init__(self, make_worker: Callable[[str], Worker[C, R, S, A]], device: str) -> None:
         self.make_worker = make_worker

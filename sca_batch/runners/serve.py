@@ -46,7 +46,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """What the worker logs is written by the supervisor, a whole line at a time."""
+    """A worker's log line, written by the supervisor, a whole line at a time."""
 
     name: str
     level: int

@@ -1,4 +1,4 @@
-"""What the supervisor remembers of its workers, and of the units that are not finished."""
+"""Workers and unfinished units as the supervisor remembers them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Slot", "Unit"]
 
 @dataclass(eq=False)
 class Unit:
-    """What the supervisor remembers of a unit that is not finished."""
+    """A unit that is not finished."""
 
     name: str
     careful: bool = False
@@ -27,7 +27,7 @@ class Unit:
 
 @dataclass(eq=False)
 class Slot:
-    """The place of one worker process."""
+    """One worker process, or the gap that one has left."""
 
     device: str
     process: multiprocessing.process.BaseProcess | None = None
@@ -43,20 +43,22 @@ class Slot:
     told_to_stop: bool = False
     crash: str | None = None
     failed_starts: int = 0
+    refusal: str | None = None
+    retired: bool = False  # no worker could be started here
 
     def messages(self) -> Iterator[object]:
-        """What the worker has said since, without waiting for more."""
+        """The worker's messages since, without waiting for more."""
         try:
             while self.connection is not None and self.connection.poll():
                 yield self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: killed in mid-sentence
             self.connection = None
 
     def send(self, message: object) -> None:
         try:
             if self.connection is not None:
                 self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             return  # it has died since; whoever listens finds out
 
     def how_it_died(self, code: int | None, unit_timeout_s: float | None) -> str:

@@ -27,9 +27,9 @@ def png(colour=(10, 200, 30), size=(6, 4)):
     return buffer.getvalue()
 
 
-def code_of(uri, **places):
+def code_of(uri, **limits):
     with pytest.raises(ImageError) as caught:
-        read_bytes(str(uri), ReadPolicy(**places))
+        read_bytes(str(uri), ReadPolicy(**limits))
     return caught.value.code
 
 

@@ -53,9 +53,9 @@ def faults(server, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def code_of(uri, **places):
+def code_of(uri, **limits):
     with pytest.raises(ImageError) as caught:
-        read_bytes(uri, ReadPolicy(**places))
+        read_bytes(uri, ReadPolicy(**limits))
     return caught.value.code
 
 
