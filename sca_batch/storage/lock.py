@@ -46,15 +46,20 @@ def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
     One that is restarted at once waits `wait_s` for what was killed to be gone.
 
     Raises:
-        ScaError: when another run holds it.
+        ScaError: when another run holds it, or the folder cannot be made.
     """
     if isinstance(out, StorePath):
         with leased(out / LOCK_FILE) as lease:
             fault("lock.taken")
             yield lease
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("a") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        opened = (out / LOCK_FILE).open("a")
+    except OSError as error:
+        why = error.strerror or error
+        raise ScaError(f"{out}: cannot be written ({why}); name another folder with -o") from None
+    with opened as file:
         deadline = time.monotonic() + wait_s
         while True:
             try:
