@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from sca_batch.errors import OutputError
 from sca_batch.storage.atomic import NO_ROOM
@@ -87,12 +86,9 @@ class Spool:
         if frame.is_empty():
             return
         for piece in rebatched([frame.select(list(self.schema))], frame.height):
-            table = piece.to_arrow(compat_level=pl.CompatLevel.oldest())
-            sink = pa.BufferOutputStream()
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-                writer.write_table(table.combine_chunks())
-            content = memoryview(sink.getvalue())
+            stream = io.BytesIO()
+            piece.rechunk().write_ipc_stream(stream, compression="lz4")
+            content = stream.getbuffer()
             self._batches.append((self._scratch.append(content), len(content)))
             self._starts.append(len(self) + piece.height)
 
@@ -116,14 +112,8 @@ class Spool:
         return pl.concat([pl.DataFrame(schema=self.schema), *self.batches()])
 
     def _batch(self, batch: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        offset, length = self._batches[batch]
-        content = pa.py_buffer(self._scratch.read(offset, length))
-        names = list(self.schema)
-        wanted = names if columns is None else list(columns)
-        options = pa.ipc.IpcReadOptions(included_fields=sorted(names.index(n) for n in wanted))
-        with pa.ipc.open_stream(content, options=options) as reader:
-            table = reader.read_all()
-        return cast(pl.DataFrame, pl.from_arrow(table)).select(wanted)
+        content = self._scratch.read(*self._batches[batch])
+        return pl.read_ipc_stream(content, columns=list(columns or self.schema))
 
 
 def rebatched(

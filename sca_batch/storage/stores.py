@@ -116,7 +116,6 @@ class StorePath:
 
     def iterdir(self) -> Iterator[StorePath]:
         """The objects and folders directly below, by name."""
-
         try:
             listed = self._ask(lambda store, path: store.ls(path, detail=False))
         except FileNotFoundError:
