@@ -175,7 +175,7 @@ def caption_corpus(
                 tally=tally,
                 allowed=request.running.max_failures,
                 lock_lost=lock.lost,
-                devices_lost=tuple(runner.retired),
+                devices_lost=runner.retired,
             )
             if not lock.lost:
                 write_summary(out / SUMMARY_FILE, _summary(run, outcome, watch, runner.workers))
