@@ -22,7 +22,7 @@ from sca_batch.dataset.shards import (
 )
 from sca_batch.errors import ERROR_CODES, ScaError
 from sca_batch.manifests.values import parse_mask
-from sca_batch.plan.run_plan import CutPlan, open_plan
+from sca_batch.plan.run_plan import RunPlan, open_run_plan
 from sca_batch.records import ImageRef
 from sca_batch.storage.stores import AnyPath
 
@@ -44,7 +44,7 @@ def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
         ScaError: when the folder is not a dataset at all.
     """
     digest = fingerprint_digest(read_run(dataset)["fingerprint"])
-    plan = open_plan(dataset)
+    plan = open_run_plan(dataset)
     try:
         plan.check()
     except ScaError as error:
@@ -63,14 +63,14 @@ def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
             yield Finding(path.name, "no shard of this run's plan")
 
 
-def _unique_ids(plan: CutPlan) -> Iterator[Finding]:
+def _unique_ids(plan: RunPlan) -> Iterator[Finding]:
     ids = np.concatenate([batch["image_id"].to_numpy() for batch in plan.batches(["image_id"])])
     ids.sort()
     if (ids[1:] == ids[:-1]).any():
         yield Finding(str(plan.path), "an image_id stands there twice")
 
 
-def _shard(path: AnyPath, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
+def _shard(path: AnyPath, plan: RunPlan, index: int, digest: str) -> Iterator[Finding]:
     try:
         mark = read_shard_mark(path)
         with open_shard(path, whole=False) as file:

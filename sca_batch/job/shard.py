@@ -17,7 +17,7 @@ from sca_batch.dataset.shards import (
 )
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME
-from sca_batch.plan.run_plan import CutPlan
+from sca_batch.plan.run_plan import RunPlan
 from sca_batch.records import ImageRecord, ImageRef
 from sca_batch.storage.stores import AnyPath
 
@@ -52,7 +52,7 @@ class ShardInProgress:
     changed since are kept, and stand in where they stood.
     """
 
-    def __init__(self, context: JobContext, plan: CutPlan, index: int) -> None:
+    def __init__(self, context: JobContext, plan: RunPlan, index: int) -> None:
         self.path = shard_path(context.out, index)
         self.index, self.plan, self.digest = index, plan, context.digest
         self.first_row, self.size = plan.first_row(index), plan.rows_of(index)

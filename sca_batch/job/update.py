@@ -18,11 +18,11 @@ from sca_batch.images.policy import ReadPolicy
 from sca_batch.job.events import SourcesChanged
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.run_plan import (
-    CUT_SCHEMA,
-    CutPlan,
-    open_plan,
+    RUN_PLAN_SCHEMA,
+    RunPlan,
+    open_run_plan,
     stat_columns,
-    write_cut_plan,
+    write_run_plan,
 )
 from sca_batch.storage.spool import Spool, rebatched
 from sca_batch.storage.stores import AnyPath
@@ -31,7 +31,7 @@ __all__ = ["retry_failed", "source_changes", "update_plan"]
 
 STATS = ("size", "mtime_ns", "etag")
 CELLS = ("uri", "file_name", "prompts", "extra")
-LISTED = {name: CUT_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
+LISTED = {name: RUN_PLAN_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
 # Rows of the plan that are compared at a time. Each time those of the listing that differ are
 # fetched from disk: more rows, fewer fetches.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
@@ -88,15 +88,15 @@ def update_plan(
                 (numbers // shard_size + last.shard + 1).cast(pl.Int32).alias("shard"),
                 pl.lit(0, pl.Int32).alias("version"),
                 pl.lit(False).alias("gone"),
-            ).select(list(CUT_SCHEMA))
+            ).select(list(RUN_PLAN_SCHEMA))
             counts["new"] += batch.height
 
-    write_cut_plan(chain(kept(), fresh()), out, plan.digest)
+    write_run_plan(chain(kept(), fresh()), out, plan.digest)
     return _told(counts, followed=True)
 
 
 def source_changes(
-    plan: CutPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
+    plan: RunPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> SourcesChanged:
     """The findings of `update_plan`, told from cells, sizes, times and etags alone."""
     now = _Listed(listed)
@@ -146,7 +146,7 @@ def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
             first += batch.height
 
     if len(again):
-        write_cut_plan(marked(), out, plan.digest)
+        write_run_plan(marked(), out, plan.digest)
     return len(again)
 
 
@@ -245,14 +245,14 @@ def _named_by_number(frame: pl.DataFrame) -> bool:
     return bool((frame["image_id"].cast(pl.String) == frame["key"]).all())
 
 
-def _checked_plan(out: AnyPath) -> CutPlan:
-    plan = open_plan(out)
+def _checked_plan(out: AnyPath) -> RunPlan:
+    plan = open_run_plan(out)
     plan.check()
     return plan
 
 
 def _replaced(
-    out: AnyPath, plan: CutPlan, uris: dict[int, str], policy: ReadPolicy
+    out: AnyPath, plan: RunPlan, uris: dict[int, str], policy: ReadPolicy
 ) -> npt.NDArray[np.int64]:
     """Of the rows in `uris`, those whose file is not the one that their record was made from."""
     rows = np.fromiter(uris, dtype=np.int64, count=len(uris))
@@ -272,7 +272,7 @@ def _replaced(
 
 
 def _records(
-    out: AnyPath, plan: CutPlan, index: int, columns: list[str]
+    out: AnyPath, plan: RunPlan, index: int, columns: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row of the plan, some columns of its record) for every record of a shard that is there."""
     path = shard_path(out, index)

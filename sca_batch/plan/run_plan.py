@@ -22,19 +22,19 @@ from sca_batch.storage.spool import rebatched
 from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
-    "CUT_SCHEMA",
-    "CutPlan",
-    "cut_frames",
+    "RUN_PLAN_SCHEMA",
+    "RunPlan",
+    "run_plan_frames",
     "gone_ids",
-    "open_plan",
+    "open_run_plan",
     "stat_columns",
-    "write_cut_plan",
+    "write_run_plan",
 ]
 
 # What a run adds to the rows of a plan. A row's version rises when it is to be done again; `gone`
 # marks one whose source has vanished; size and time are the file's when it was listed, size and
 # etag the object's.
-CUT_SCHEMA: dict[str, pl.DataType] = {
+RUN_PLAN_SCHEMA: dict[str, pl.DataType] = {
     **PLAN_SCHEMA,
     "shard": pl.Int32(),
     "version": pl.Int32(),
@@ -46,7 +46,7 @@ CUT_SCHEMA: dict[str, pl.DataType] = {
 ROWS_AT_ONCE = 4096  # of a row group at most: what is read to find the rows of one shard
 
 
-class CutPlan:
+class RunPlan:
     """OUT/plan/manifest.parquet.
 
     Only the shards' bounds are held, and of rows those that have a version or have vanished.
@@ -139,11 +139,11 @@ class CutPlan:
         return self._cached[1]
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-        """Every row, with all of `CUT_SCHEMA`'s columns or some, in batches."""
-        wanted = columns or list(CUT_SCHEMA)
+        """Every row, with all of `RUN_PLAN_SCHEMA`'s columns or some, in batches."""
+        wanted = columns or list(RUN_PLAN_SCHEMA)
         # Plans that were made before there was a column have nothing in it.
         known = [name for name in wanted if name in self._file.schema_arrow.names]
-        absent = [pl.lit(None, CUT_SCHEMA[n]).alias(n) for n in wanted if n not in known]
+        absent = [pl.lit(None, RUN_PLAN_SCHEMA[n]).alias(n) for n in wanted if n not in known]
         for batch in self._tables(known):
             frame = cast(pl.DataFrame, pl.from_arrow(batch))
             yield frame.with_columns(absent).select(wanted)
@@ -171,7 +171,7 @@ class CutPlan:
             )
 
 
-def open_plan(out: AnyPath) -> CutPlan:
+def open_run_plan(out: AnyPath) -> RunPlan:
     """The plan of the run in OUT.
 
     Raises:
@@ -180,11 +180,11 @@ def open_plan(out: AnyPath) -> CutPlan:
     path = out / PLAN_FILE
     if not path.exists():
         raise ScaError(f"{path}: no plan; this folder holds no run that could go on")
-    return CutPlan(path)
+    return RunPlan(path)
 
 
-def cut_frames(plan: Plan, shard_size: int) -> Iterator[pl.DataFrame]:
-    """A fresh plan's rows with `CUT_SCHEMA`'s columns, `shard_size` rows in each shard."""
+def run_plan_frames(plan: Plan, shard_size: int) -> Iterator[pl.DataFrame]:
+    """A fresh plan's rows with `RUN_PLAN_SCHEMA`'s columns, `shard_size` rows in each shard."""
     done = 0
     for batch in plan.batches():
         rows = pl.int_range(done, done + batch.height, dtype=pl.Int64)
@@ -219,13 +219,13 @@ def stat_columns(batch: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     )
 
 
-def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> CutPlan:
+def write_run_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> RunPlan:
     """Writes OUT/plan/manifest.parquet; `digest` is that of the plan the run began with."""
     path = out / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = [pl.col(name).cast(kind) for name, kind in CUT_SCHEMA.items()]
-    empty = pl.DataFrame(schema=CUT_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
-    rows_digest = RowsDigest(list(CUT_SCHEMA))
+    columns = [pl.col(name).cast(kind) for name, kind in RUN_PLAN_SCHEMA.items()]
+    empty = pl.DataFrame(schema=RUN_PLAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows_digest = RowsDigest(list(RUN_PLAN_SCHEMA))
     with (
         writing(path) as file,
         pq.ParquetWriter(file, empty.schema, compression="zstd") as writer,
@@ -238,14 +238,14 @@ def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) ->
         writer.add_key_value_metadata(
             {"sca.plan_digest": digest, "sca.rows_digest": rows_digest.hexdigest()}
         )
-    return CutPlan(path)
+    return RunPlan(path)
 
 
 def gone_ids(out: AnyPath) -> frozenset[int]:
     """Ids of the images whose sources have vanished; they are left out of exports."""
     if not (out / PLAN_FILE).exists():
         return frozenset()
-    plan = open_plan(out)
+    plan = open_run_plan(out)
     if not len(plan.gone_rows):
         return frozenset()
     gone = (batch.filter("gone")["image_id"] for batch in plan.batches(["image_id", "gone"]))

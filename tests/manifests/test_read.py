@@ -17,7 +17,7 @@ from sca_batch.errors import ScaError
 from sca_batch.manifests.coco import coco_rows
 from sca_batch.manifests.read import read_manifest
 from sca_batch.plan.plan import make_plan, plan_head, plan_refs
-from sca_batch.plan.run_plan import cut_frames, open_plan, write_cut_plan
+from sca_batch.plan.run_plan import open_run_plan, run_plan_frames, write_run_plan
 from sca_batch.records import Prompt
 
 # pycocotools' decode answers numpy's new copy protocol with an old signature.
@@ -629,7 +629,7 @@ def test_a_bad_row_fails_the_schema_and_the_reader(tmp_path, row):
 def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
     (tmp_path / "m.txt").write_text("".join(f"{i}.jpg\n" for i in range(10)))
     plan = make_plan([read_manifest(str(tmp_path / "m.txt"))])
-    cut = write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
+    cut = write_run_plan(run_plan_frames(plan, 4), tmp_path / "out", plan.digest)
     shards = [cut.refs(i) for i in range(cut.shards)]
     assert [len(shard) for shard in shards] == [4, 4, 2]
     assert [ref.image_id for shard in shards for ref in shard] == list(range(1, 11))
@@ -638,8 +638,8 @@ def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
 def test_a_plan_comes_back_from_its_file_with_the_same_digest(tmp_path):
     path = jsonl(tmp_path, {"uri": "é.jpg", "boxes_xyxy": BOXES, "n": "ü"}, {"uri": "b"})
     plan = make_plan([read_manifest(str(path))])
-    write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
-    again = open_plan(tmp_path / "out")
+    write_run_plan(run_plan_frames(plan, 4), tmp_path / "out", plan.digest)
+    again = open_run_plan(tmp_path / "out")
     again.check()
     assert again.digest == plan.digest
     assert pl.concat(again.batches(plan.frame.columns)).equals(plan.frame)
@@ -664,16 +664,16 @@ def test_the_digest_changes_with_the_rows(tmp_path, change):
 
 def test_a_damaged_or_missing_plan_is_refused(tmp_path):
     with pytest.raises(ScaError, match="no plan"):
-        open_plan(tmp_path)
+        open_run_plan(tmp_path)
     plan = make_plan([read_manifest(str(jsonl(tmp_path, {"uri": "a"})))])
-    path = write_cut_plan(cut_frames(plan, 4), tmp_path, plan.digest).path
+    path = write_run_plan(run_plan_frames(plan, 4), tmp_path, plan.digest).path
     changed = pl.read_parquet(path).with_columns(pl.lit("b").alias("uri"))
     changed.write_parquet(path, metadata=pl.read_parquet_metadata(path))
     with pytest.raises(ScaError, match="not those that were planned"):
-        open_plan(tmp_path).check()
+        open_run_plan(tmp_path).check()
     path.write_bytes(b"PAR1")
     with pytest.raises(ScaError, match="not a readable plan"):
-        open_plan(tmp_path)
+        open_run_plan(tmp_path)
 
 
 def test_the_head_of_a_plan_is_the_plan_of_the_first_rows(tmp_path):
