@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from sca_batch.boxes import rle_area, rle_box_xyxy, xywh_to_xyxy, xyxy_to_xywh
+from sca_batch.boxes import box_tuple, rle_area, rle_box_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from sca_batch.manifests.row import dump_json
 from sca_batch.records import (
-    BoxXYXY,
     Caption,
     CaptionedRegion,
     ImageRecord,
     ImageRef,
+    PromptType,
     Region,
+    Rle,
+    Status,
     redacted,
 )
 
 __all__ = [
-    "COORDINATE_FRAME",
-    "FIELD_NOTES",
-    "SCHEMA",
-    "record_to_row",
-    "row_to_jsonl",
-    "row_to_record",
-    "short",
-]
+    "COORDINATE_FRAME", "FIELD_NOTES", "SCHEMA", "CaptionRow", "RecordRow", "RegionRow",
+    "record_to_row", "row_to_jsonl", "row_to_record", "short",
+]  # fmt: skip
 
 COORDINATE_FRAME = (
     "pixels of the original image after its EXIF orientation; the origin is the top left corner; "
@@ -130,7 +126,51 @@ SCHEMA = pa.schema(
 )
 
 
-def record_to_row(record: ImageRecord) -> dict[str, Any]:
+class CaptionRow(TypedDict):
+    """One kept caption of a region, as `SCHEMA` has it."""
+
+    text: str
+    logprob: float
+
+
+class RegionRow(TypedDict):
+    """One region of a row, as `SCHEMA` has it; `FIELD_NOTES` say what the fields are."""
+
+    region_id: int
+    bbox: list[float]
+    area: int
+    segmentation: Rle | None
+    caption: str
+    caption_logprob: float
+    caption_score: float
+    captions: list[CaptionRow]
+    predicted_iou: float | None
+    stability_score: float | None
+    points: list[list[float]] | None
+    crop_box: list[float] | None
+    prompt_type: PromptType
+    prompt_box_xyxy: list[float] | None
+    prompt_id: str | None
+
+
+class RecordRow(TypedDict):
+    """One record, as `SCHEMA` has it."""
+
+    image_id: int
+    key: str
+    uri: str
+    file_name: str
+    sha256: str | None
+    width: int | None
+    height: int | None
+    status: Status
+    error_code: str | None
+    error: str | None
+    extra: str
+    regions: list[RegionRow]
+
+
+def record_to_row(record: ImageRecord) -> RecordRow:
     """The record with the dataset's field names, as JSON would hold it."""
     ref = record.ref
     return {
@@ -149,15 +189,14 @@ def record_to_row(record: ImageRecord) -> dict[str, Any]:
     }
 
 
-def _region_to_row(captioned: CaptionedRegion) -> dict[str, Any]:
+def _region_to_row(captioned: CaptionedRegion) -> RegionRow:
     region, caption = captioned.region, captioned.caption
-    box_xyxy, area, segmentation = region.box_xyxy, region.area, None
-    if region.mask_rle is not None:
-        size, counts = region.mask_rle["size"], region.mask_rle["counts"]
-        text = counts if isinstance(counts, str) else counts.decode("ascii")
-        segmentation = {"size": [int(side) for side in size], "counts": text}
+    box_xyxy, area, segmentation = region.box_xyxy, region.area, region.mask_rle
+    if segmentation is not None:
         # From the mask itself, so that the three can never disagree in a file.
         box_xyxy, area = rle_box_xyxy(segmentation), rle_area(segmentation)
+    iou, stability, points = region.predicted_iou, region.stability_score, region.points_xy
+    crop, given = region.crop_box_xywh, region.prompt_box_xyxy
     alternatives = caption.alternatives or ((caption.text, caption.logprob),)
     return {
         "region_id": captioned.region_id,
@@ -169,23 +208,17 @@ def _region_to_row(captioned: CaptionedRegion) -> dict[str, Any]:
         # Of the number that is stored: a record that is read back and written again is the same.
         "caption_score": short(math.exp(short(caption.logprob))),
         "captions": [{"text": text, "logprob": short(logprob)} for text, logprob in alternatives],
-        "predicted_iou": _short_or_none(region.predicted_iou),
-        "stability_score": _short_or_none(region.stability_score),
-        "points": None
-        if region.points_xy is None
-        else [[float(x), float(y)] for x, y in region.points_xy],
-        "crop_box": None
-        if region.crop_box_xywh is None
-        else [short(value) for value in region.crop_box_xywh],
+        "predicted_iou": None if iou is None else short(iou),
+        "stability_score": None if stability is None else short(stability),
+        "points": None if points is None else [[float(x), float(y)] for x, y in points],
+        "crop_box": None if crop is None else list(map(short, crop)),
         "prompt_type": region.prompt_type,
-        "prompt_box_xyxy": None
-        if region.prompt_box_xyxy is None
-        else [float(value) for value in region.prompt_box_xyxy],
+        "prompt_box_xyxy": None if given is None else list(map(float, given)),
         "prompt_id": region.prompt_id,
     }
 
 
-def row_to_record(row: Mapping[str, Any]) -> ImageRecord:
+def row_to_record(row: RecordRow) -> ImageRecord:
     """The record of a row. Point labels and the manifest's prompts are not part of a dataset."""
     ref = ImageRef(
         image_id=row["image_id"],
@@ -206,18 +239,18 @@ def row_to_record(row: Mapping[str, Any]) -> ImageRecord:
     )
 
 
-def _row_to_region(row: Mapping[str, Any]) -> CaptionedRegion:
-    points = row["points"]
+def _row_to_region(row: RegionRow) -> CaptionedRegion:
+    crop, given = row["crop_box"], row["prompt_box_xyxy"]
     region = Region(
-        box_xyxy=_box(xywh_to_xyxy(row["bbox"]).tolist()),
+        box_xyxy=box_tuple(xywh_to_xyxy(row["bbox"])),
         area=row["area"],
         prompt_type=row["prompt_type"],
         mask_rle=row["segmentation"],
         predicted_iou=row["predicted_iou"],
         stability_score=row["stability_score"],
-        points_xy=None if points is None else tuple((x, y) for x, y in points),
-        prompt_box_xyxy=None if row["prompt_box_xyxy"] is None else _box(row["prompt_box_xyxy"]),
-        crop_box_xywh=None if row["crop_box"] is None else _box(row["crop_box"]),
+        points_xy=None if row["points"] is None else tuple((x, y) for x, y in row["points"]),
+        prompt_box_xyxy=None if given is None else box_tuple(given),
+        crop_box_xywh=None if crop is None else box_tuple(crop),
         prompt_id=row["prompt_id"],
     )
     kept = tuple((caption["text"], caption["logprob"]) for caption in row["captions"])
@@ -226,7 +259,7 @@ def _row_to_region(row: Mapping[str, Any]) -> CaptionedRegion:
     )
 
 
-def row_to_jsonl(row: Mapping[str, Any]) -> str:
+def row_to_jsonl(row: RecordRow) -> str:
     """The row as one line of JSON, without the line's end; the same fields as in Parquet."""
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -237,12 +270,3 @@ def short(value: float) -> float:
     Shards store float32; without this 0.9 would leave them as 0.8999999761581421.
     """
     return float(str(np.float32(value)))
-
-
-def _short_or_none(value: float | None) -> float | None:
-    return None if value is None else short(value)
-
-
-def _box(values: list[float]) -> BoxXYXY:
-    a, b, c, d = values
-    return a, b, c, d

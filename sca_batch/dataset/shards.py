@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import IO, Literal, NotRequired, TypedDict, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sca_batch.dataset.schema import SCHEMA, record_to_row, row_to_record, short
+from sca_batch.dataset.schema import SCHEMA, RecordRow, record_to_row, row_to_record, short
 from sca_batch.errors import ScaError
-from sca_batch.records import ImageRecord
+from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.digests import digest_rows
 from sca_batch.storage.stores import AnyPath, StorePath, each
@@ -51,6 +52,16 @@ RUN_FILE = "run.json"
 
 SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 ROWS_AT_ONCE = 64  # rows that a reader holds in memory
+# A region's fields that are float32.
+Number = Literal["caption_logprob", "caption_score", "predicted_iou", "stability_score"]
+NUMBERS: tuple[Number, ...] = get_args(Number)
+
+
+class RunFile(TypedDict):
+    """OUT/run.json: what records depend on, and what is good to know."""
+
+    fingerprint: JsonObject
+    settings: NotRequired[JsonObject]
 
 
 class DamagedShardError(ScaError):
@@ -86,7 +97,7 @@ def open_shard(path: AnyPath, *, whole: bool) -> Iterator[pq.ParquetFile]:
         StoreError: when the store does not answer.
     """
     try:
-        source: Any = path
+        source: Path | IO[bytes] | StorePath = path
         if isinstance(path, StorePath):
             source = io.BytesIO(path.read_bytes()) if whole else path.read_parts()
         with pq.ParquetFile(source) as file:
@@ -192,7 +203,7 @@ def dataset_shards(dataset: AnyPath) -> Iterator[AnyPath]:
         yield shard_path(dataset, index)
 
 
-def iter_rows(dataset: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_rows(dataset: AnyPath, columns: list[str] | None = None) -> Iterator[RecordRow]:
     """Every row of a dataset, shard by shard, with all columns or only some."""
     for path in dataset_shards(dataset):
         yield from iter_file(path, columns)
@@ -204,7 +215,7 @@ def iter_records(dataset: AnyPath) -> Iterator[ImageRecord]:
         yield row_to_record(row)
 
 
-def find_row(dataset: AnyPath, image: str) -> dict[str, Any]:
+def find_row(dataset: AnyPath, image: str) -> RecordRow:
     """The row whose key is `image`; where there is none, whose file name or image id it is.
 
     Raises:
@@ -216,23 +227,22 @@ def find_row(dataset: AnyPath, image: str) -> dict[str, Any]:
     for path in dataset_shards(dataset):
         for position, row in enumerate(iter_file(path, list(found))):
             some_key = some_key or row["key"]
-            for column, places in found.items():
-                if str(row[column]) == image:
-                    places.append((path, position, row["key"]))
-    places = next((places for places in found.values() if places), [])
-    if not places:
+            names = (row["key"], row["file_name"], str(row["image_id"]))
+            for rows, name in zip(found.values(), names, strict=True):
+                if name == image:
+                    rows.append((path, position, row["key"]))
+    rows = next((rows for rows in found.values() if rows), [])
+    if not rows:
         example = f", such as {some_key}" if some_key is not None else ", but it has no images yet"
         raise ScaError(f"{dataset}: no image {image}; expected a key, file name or id{example}")
-    if len(places) > 1:
-        keys = ", ".join(key for *_, key in places[:5])
-        raise ScaError(
-            f"{dataset}: {len(places):,} images are {image}; name one by its key: {keys}"
-        )
-    path, position, _ = places[0]
+    if len(rows) > 1:
+        keys = ", ".join(key for *_, key in rows[:5])
+        raise ScaError(f"{dataset}: {len(rows):,} images are {image}; name one by its key: {keys}")
+    path, position, _ = rows[0]
     return next(islice(iter_file(path), position, None))
 
 
-def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[RecordRow]:
     """Every row of one shard."""
     with open_shard(path, whole=columns is None) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
@@ -240,21 +250,22 @@ def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[dict[
                 yield _shortened(row)
 
 
-def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+def _shortened(row: RecordRow) -> RecordRow:
     """The row with its float32 numbers as `record_to_row` gave them."""
     for region in row.get("regions", ()):
-        for name in ("caption_logprob", "caption_score", "predicted_iou", "stability_score"):
-            if region[name] is not None:
-                region[name] = short(region[name])
-        for name in ("bbox", "crop_box"):
-            if region[name] is not None:
-                region[name] = [short(value) for value in region[name]]
+        for name in NUMBERS:
+            value = region[name]
+            if value is not None:
+                region[name] = short(value)
+        region["bbox"] = [short(value) for value in region["bbox"]]
+        if region["crop_box"] is not None:
+            region["crop_box"] = [short(value) for value in region["crop_box"]]
         for caption in region["captions"]:
             caption["logprob"] = short(caption["logprob"])
     return row
 
 
-def write_run(out: AnyPath, run: Mapping[str, Any]) -> AnyPath:
+def write_run(out: AnyPath, run: RunFile) -> AnyPath:
     """Writes OUT/run.json, `{"fingerprint": {...}, "settings": {...}, ...}`."""
     path = out / RUN_FILE
     text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False)
@@ -263,7 +274,7 @@ def write_run(out: AnyPath, run: Mapping[str, Any]) -> AnyPath:
     return path
 
 
-def read_run(out: AnyPath) -> dict[str, Any]:
+def read_run(out: AnyPath) -> RunFile:
     """The content of OUT/run.json.
 
     Raises:
@@ -278,15 +289,17 @@ def read_run(out: AnyPath) -> dict[str, Any]:
         raise ScaError(f"{path}: not readable ({error})") from None
     if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict):
         raise ScaError(f"{path}: has no fingerprint; expected the file that sca caption writes")
-    return run
+    return cast(RunFile, run)
 
 
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
     """sha256 of the settings that change content; shards carry it."""
     return hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differing_keys(
+    old: Mapping[str, Json], new: Mapping[str, Json]
+) -> dict[str, tuple[Json, Json]]:
     """Dotted keys whose values differ, with both values; None stands for a missing one."""
     before, after = _flat(json.loads(_canonical(old))), _flat(json.loads(_canonical(new)))
     return {
@@ -296,12 +309,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _canonical(fingerprint: Mapping[str, Any]) -> str:
+def _canonical(fingerprint: Mapping[str, Json]) -> str:
     return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Json], prefix: str = "") -> JsonObject:
+    leaves: JsonObject = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             leaves |= _flat(value, f"{prefix}{key}.")

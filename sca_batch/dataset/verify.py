@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, xywh_to_xyxy
-from sca_batch.dataset.schema import SCHEMA
+from sca_batch.dataset.schema import SCHEMA, RecordRow, RegionRow
 from sca_batch.dataset.shards import (
     DamagedShardError,
     dataset_shards,
@@ -98,7 +97,7 @@ def _shard(path: AnyPath, plan: RunPlan, index: int, digest: str) -> Iterator[Fi
                 yield Finding(path.name, f"{row['key']}: {what}")
 
 
-def _row(ref: ImageRef, row: dict[str, Any]) -> Iterator[str]:
+def _row(ref: ImageRef, row: RecordRow) -> Iterator[str]:
     if (row["image_id"], row["key"]) != (ref.image_id, ref.key):
         yield f"stands where the plan has {ref.key}, image_id {ref.image_id}"
     regions, status = row["regions"], row["status"]
@@ -115,7 +114,7 @@ def _row(ref: ImageRef, row: dict[str, Any]) -> Iterator[str]:
             yield f"regions[{place}]: {what}"
 
 
-def _region(row: dict[str, Any], region: dict[str, Any], place: int) -> Iterator[str]:
+def _region(row: RecordRow, region: RegionRow, place: int) -> Iterator[str]:
     if region["region_id"] != place:
         yield f"region_id {region['region_id']}"
     segmentation = region["segmentation"]

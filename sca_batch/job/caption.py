@@ -240,8 +240,8 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
         refuse_output_inside(request.source.names, out)
         refuse_foreign_folder(out)
         if not _is_fresh(request, out):
-            settings = read_run(out).get("settings", {})
-            request = request.resolved(settings.get("options", {}))
+            options = read_run(out).get("settings", {}).get("options")
+            request = request.resolved(options if isinstance(options, dict) else {})
     config = config_at_hand(request.model.model)
     if config is not None and config.automatic_masks:
         wanted = AutomaticMaskSettings.for_model(config)

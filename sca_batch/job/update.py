@@ -216,8 +216,11 @@ class _Listed:
         listed_row = there.listed_row[rows_here]
         now = self.rows.take(listed_row)[np.searchsorted(np.unique(listed_row), listed_row)]
         assert now["key"].equals(block["key"].gather(rows_here)), "two keys have one hash"
+        # Not scattered: polars does not for lists of structs.
+        taken = np.arange(block.height)
+        taken[rows_here] = block.height + np.arange(len(rows_here))
         return block.with_columns(
-            block[name].scatter(rows_here, now[name]) for name in (*CELLS, *STATS)
+            pl.concat([block[name], now[name]]).gather(taken) for name in (*CELLS, *STATS)
         )
 
     def new(self) -> Iterator[pl.DataFrame]:

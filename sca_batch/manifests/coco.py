@@ -1,26 +1,28 @@
-"""COCO annotation files as manifests: images become rows, annotations their given regions."""
+"""COCO annotation files: the one reader of the format, and its images as rows of a manifest."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.json_stream import stream_members
+from sca_batch.manifests.json_stream import Progress, corrupt, stream_members
 from sca_batch.manifests.row import Row, parse_row
-from sca_batch.manifests.values import parse_box, parse_mask
-from sca_batch.records import Rle
+from sca_batch.manifests.values import parse_box, parse_mask, parse_prompt_id, parse_texts
+from sca_batch.records import JsonObject, Prompt, Rle
 from sca_batch.storage.spool import Scratch
 
-__all__ = ["coco_rows"]
+__all__ = ["CocoFile", "coco_rows", "read_coco"]
 
 FORM = (
     'a COCO file, {"images": [{"id": 1, "file_name": "a.jpg", ...}], "annotations": [...]}; '
@@ -28,6 +30,48 @@ FORM = (
 )
 BYTES_AT_ONCE = 1 << 20
 IDS_AT_ONCE = 50_000  # Python strings alive while a file is read
+
+Id = int | str
+I = TypeVar("I")  # noqa: E741  what is kept of an image
+A = TypeVar("A")  # what is kept of an annotation
+T = TypeVar("T")
+
+
+def read_coco(
+    path: Path,
+    keep_image: Callable[[JsonObject, str], tuple[Id, I]],
+    keep_annotation: Callable[[JsonObject, str], tuple[Id, A]],
+    *,
+    form: str,
+    others: Mapping[str, Callable[[JsonObject, str], None]] | None = None,
+    optional: Collection[str] = (),
+    progress: Progress | None = None,
+) -> CocoFile[I, A]:
+    """Reads a COCO file once, from front to back, whichever list comes first.
+
+    Each entry, and the place in the file that messages name, goes to a function that checks it and
+    gives back the id of its image and what is kept of it, in plain types. `others` are told the
+    entries of more lists. What is kept waits in temporary files; about 40 bytes of each entry are
+    held: as dicts, the 25 million of Objects365 would not fit into memory.
+
+    Raises:
+        ScaError: for what is no such file, or no object, and whatever the functions raise.
+    """
+    images, annotations, others = _Entries[I](), _Entries[A](), others or {}
+    keys = ("images", "annotations", *others)
+    for key, i, entry in stream_members(
+        path, keys, expected=form, optional=optional, progress=progress
+    ):
+        where = f"{key}[{i}]"
+        if not isinstance(entry, dict):
+            raise corrupt(path, where, "not an object", form)
+        if key == "images":
+            images.add(*keep_image(entry, where))
+        elif key == "annotations":
+            annotations.add(*keep_annotation(entry, where))
+        else:
+            others[key](entry, where)
+    return CocoFile(images, annotations)
 
 
 def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -38,54 +82,59 @@ def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
     mask, or that has none, gives no regions; in any other an image without annotations has an
     empty list of them.
 
-    The file is read once, from front to back, whichever list comes first. Its entries wait in
-    temporary files; about 40 bytes of each are held.
-
     Raises:
         ScaError: at the first entry that is wrong, with its list and index.
     """
-    name = str(path)
-    images, annotations = _Entries(), _Entries()
     with_regions = False
-    for key, i, entry in stream_members(
-        path, ("images", "annotations"), expected=FORM, optional=("annotations",)
-    ):
-        place = f"{name}, {key}[{i}]"
-        if not isinstance(entry, dict):
-            raise ScaError(f"{place}: not an object; expected {FORM}")
-        if key == "images":
-            images.add(_id_of(entry, place, "id"), entry)
-        else:
-            annotations.add(_id_of(entry, place, "image_id"), entry)
-            with_regions |= bool(entry.get("bbox") or entry.get("segmentation"))
-    stray = annotations.first_of_another(images)
-    if stray is not None:
-        image_id = json.dumps(annotations.read(stray)["image_id"])
+
+    def image(entry: JsonObject, where: str) -> tuple[Id, JsonObject]:
+        return _id_of(entry, f"{path}, {where}", "id"), entry
+
+    def annotation(entry: JsonObject, where: str) -> tuple[Id, JsonObject]:
+        nonlocal with_regions
+        with_regions |= bool(entry.get("bbox") or entry.get("segmentation"))
+        return _id_of(entry, f"{path}, {where}", "image_id"), entry
+
+    file = read_coco(path, image, annotation, form=FORM, optional=("annotations",))
+    for stray, image_id in file.strays():
         raise ScaError(
-            f"{name}, annotations[{stray}]: image_id {image_id} is not the id of any image"
+            f"{path}, annotations[{stray}]: image_id {json.dumps(image_id)} is not the id of any "
+            "image"
         )
-    for i in range(len(images)):
-        place = f"{name}, images[{i}]"
-        image = images.read(i)
-        of_image = [
-            (j, annotation)
-            for j in annotations.of(images.id_hash(i))
-            if (annotation := annotations.read(j))["image_id"] == image["id"]
-        ]
-        cells = {key: value for key, value in image.items() if key != "id"}
+    for i, (image_id, entry, of_image) in enumerate(file.groups()):
+        place = f"{path}, images[{i}]"
+        cells: dict[str, object] = {key: value for key, value in entry.items() if key != "id"}
         # Our own exports say where the image was; other people's know only its name.
-        cells["uri"] = image.get("uri") or cells.pop("file_name", None)
-        cells["image_id"] = image["id"]
+        cells["uri"] = entry.get("uri") or cells.pop("file_name", None)
+        cells["image_id"] = image_id
         if not cells["uri"]:
             raise ScaError(f"{place}: no file_name; expected the path of an image")
-        if with_regions:
-            cells |= _regions(of_image, image, name)
-        elif of_image:
+        if of_image and not with_regions:
             cells["references"] = [a["caption"] for _, a in of_image if "caption" in a]
-        yield i, parse_row(cells, place, box_format=None, text_cells=False)
+        row = parse_row(cells, place, box_format=None, text_cells=False)
+        yield i, _with_regions(row, entry, of_image, str(path)) if with_regions else row
 
 
-class _Entries:
+@dataclass(frozen=True)
+class CocoFile(Generic[I, A]):
+    """What was kept of a COCO file, on disk."""
+
+    images: _Entries[I]
+    annotations: _Entries[A]
+
+    def strays(self) -> Iterator[tuple[int, Id]]:
+        """Index and image id of each annotation whose image is not in the file."""
+        known = np.isin(self.annotations.hashes, self.images.hashes)
+        return ((i, self.annotations.read(i)[0]) for i in np.flatnonzero(~known).tolist())
+
+    def groups(self) -> Iterator[tuple[Id, I, list[tuple[int, A]]]]:
+        """Each image in order: its id, what was kept of it, its annotations with their index."""
+        for i in range(len(self.images)):
+            image_id, image = self.images.read(i)
+            yield image_id, image, self.annotations.of(image_id, self.images.hashes[i])
+
+
+class _Entries(Generic[T]):
     """Entries of one list, on disk; held are where each begins and the hash of its image's id."""
 
     def __init__(self) -> None:
@@ -98,98 +147,96 @@ class _Entries:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def add(self, image_id: int | str, entry: dict[str, Any]) -> None:
-        content = json.dumps(entry, separators=(",", ":")).encode()
+    def add(self, image_id: Id, kept: T) -> None:
+        content = pickle.dumps((image_id, kept), protocol=5)
         self._waiting += content
         if len(self._waiting) > BYTES_AT_ONCE:
             self._flush()
         self._ends.append(self._ends[-1] + len(content))
-        self._ids.append(json.dumps(image_id))  # 1 and "1" are different ids
+        self._ids.append(repr(image_id))  # 1 and "1" are different ids
         if len(self._ids) == IDS_AT_ONCE:
             self._hash_ids()
 
-    def read(self, i: int) -> dict[str, Any]:
+    def read(self, i: int) -> tuple[Id, T]:
         start, end = self._ends[i], self._ends[i + 1]
-        entry: dict[str, Any] = json.loads(self._scratch.read(start, end - start))
-        return entry
+        self._flush()
+        image_id, kept = pickle.loads(self._scratch.read(start, end - start))
+        return image_id, kept
 
-    def id_hash(self, i: int) -> np.uint64:
-        return np.uint64(self._all_hashes[i])
-
-    def of(self, id_hash: np.uint64) -> list[int]:
-        """The entries whose image's id has this hash, in order."""
+    def of(self, image_id: Id, id_hash: np.uint64) -> list[tuple[int, T]]:
+        """The entries of an image, in order, with their index."""
         low = np.searchsorted(self._sorted, id_hash, side="left")
         high = np.searchsorted(self._sorted, id_hash, side="right")
-        found: list[int] = self._order[low:high].tolist()
-        return found
-
-    def first_of_another(self, images: _Entries) -> int | None:
-        """The first entry that belongs to none of the images."""
-        known = np.isin(self._all_hashes, images._all_hashes)
-        return None if known.all() else int(np.argmin(known))
+        read = ((i, *self.read(i)) for i in self._order[low:high].tolist())
+        return [(i, kept) for i, other_id, kept in read if other_id == image_id]
 
     def _flush(self) -> None:
-        self._scratch.append(self._waiting)
-        self._waiting = bytearray()
+        if self._waiting:
+            self._scratch.append(self._waiting)
+            self._waiting = bytearray()
 
     def _hash_ids(self) -> None:
         self._hashes.append(pl.Series(self._ids, dtype=pl.String).hash().to_numpy())
         self._ids = []
 
     @cached_property
-    def _all_hashes(self) -> npt.NDArray[np.uint64]:
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """The hash of each entry's image id; nothing can be added after it was asked for."""
         self._hash_ids()
-        self._flush()
         hashes, self._hashes = np.concatenate(self._hashes), []
         return hashes
 
     @cached_property
     def _order(self) -> npt.NDArray[np.int64]:
-        return np.argsort(self._all_hashes, kind="stable")
+        return np.argsort(self.hashes, kind="stable")
 
     @cached_property
     def _sorted(self) -> npt.NDArray[np.uint64]:
-        return self._all_hashes[self._order]
+        return self.hashes[self._order]
 
 
-def _id_of(entry: dict[str, Any], place: str, key: str) -> int | str:
+def _id_of(entry: JsonObject, place: str, key: str) -> Id:
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ScaError(f"{place}: {key} {json.dumps(value)} is neither an integer nor text")
     return value
 
 
-def _regions(
-    annotations: list[tuple[int, dict[str, Any]]], image: dict[str, Any], name: str
-) -> dict[str, Any]:
-    """The annotations of one image as manifest columns."""
-    masks, boxes = [], []
+def _with_regions(
+    row: Row, image: JsonObject, annotations: list[tuple[int, JsonObject]], name: str
+) -> Row:
+    """The row of an image with its annotations as regions."""
+    with_ids = all("id" in annotation for _, annotation in annotations)
+    prompts = []
     for i, annotation in annotations:
         place = f"{name}, annotations[{i}]"
-        if not annotation.get("bbox") and not annotation.get("segmentation"):
+        box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+        if not box and not segmentation:
             raise ScaError(
                 f"{place}: neither bbox nor segmentation, which others in this file have"
             )
-        masks.append(_mask(annotation.get("segmentation"), image, place))
-        box = annotation.get("bbox") or None
-        boxes.append(None if box is None else parse_box(box, f"{place}, bbox", "xywh"))
-    columns: dict[str, Any] = {"boxes_xywh": boxes, "masks_rle": masks}
-    if all("id" in annotation for _, annotation in annotations):
-        columns["prompt_ids"] = [annotation["id"] for _, annotation in annotations]
+        mask = _mask(segmentation, image, f"{place}, segmentation") if segmentation else None
+        box_xyxy = parse_box(box, f"{place}, bbox", "xywh") if box else None
+        prompt_id = parse_prompt_id(annotation["id"], f"{place}, id") if with_ids else None
+        prompts.append(Prompt(box_xyxy, mask_rle=mask, prompt_id=prompt_id or None))
+    extra = row.extra
     if any("caption" in annotation for _, annotation in annotations):
-        columns["references"] = [annotation.get("caption") for _, annotation in annotations]
-    return columns
+        captions = ((i, annotation.get("caption")) for i, annotation in annotations)
+        extra = extra | {
+            "references": [
+                [] if text is None else [*parse_texts(text, f"{name}, annotations[{i}], caption")]
+                for i, text in captions
+            ]
+        }
+    return replace(row, prompts=tuple(prompts), extra=extra)
 
 
-def _mask(segmentation: Any, image: dict[str, Any], place: str) -> Rle | None:
-    """Polygons or an RLE as a compressed RLE; None for neither."""
-    if not segmentation:
-        return None
-    where = f"{place}, segmentation"
+def _mask(segmentation: object, image: JsonObject, where: str) -> Rle:
+    """Polygons or an RLE as a compressed RLE."""
     if isinstance(segmentation, dict):
         return parse_mask(segmentation, where)
     height, width = image.get("height"), image.get("width")
-    if not all(isinstance(side, int) and 0 < side < 2**16 for side in (height, width)):
+    if not (_is_side(height) and _is_side(width)):
         raise ScaError(
             f"{where}: polygons need the image's height and width; expected both in images"
         )
@@ -204,9 +251,13 @@ def _mask(segmentation: Any, image: dict[str, Any], place: str) -> Rle | None:
     from pycocotools import mask as coco_mask
 
     merged = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
+    return {"size": [int(height), int(width)], "counts": merged["counts"].decode("ascii")}
 
 
-def _is_coordinate(value: Any) -> bool:
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 < value < 2**16
+
+
+def _is_coordinate(value: object) -> bool:
     # Beyond this pycocotools' polygon filler walks, or writes, outside any image.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +37,7 @@ COLUMNS = {
 }
 
 
-def write_manifest(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
+def write_manifest(rows: Iterable[Mapping[str, object]], target: Path) -> None:
     """Writes rows as JSON lines, or as Parquet with `COLUMNS`' types; whole or not at all."""
     if target.suffix.lower() not in TARGET_SUFFIXES:
         raise ScaError(
@@ -57,7 +57,7 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
         raise ScaError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def _json_line(row: Mapping[str, Any]) -> str:
+def _json_line(row: Mapping[str, object]) -> str:
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
     try:
         text.encode()
@@ -66,7 +66,7 @@ def _json_line(row: Mapping[str, Any]) -> str:
     return text
 
 
-def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> None:
+def _write_parquet(rows: Iterable[Mapping[str, object]], file: IO[bytes]) -> None:
     stream = iter(rows)
     first = next(stream)
     schema = pa.schema([(name, kind) for name, kind in COLUMNS.items() if name in first])

@@ -7,15 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.listing import STORE_SCHEMA, Listing
-from sca_batch.manifests.row import prompts_from_json
+from sca_batch.manifests.listing import (
+    PROMPTS,
+    STORE_SCHEMA,
+    Listing,
+    PromptCell,
+    prompts_from_cell,
+)
 from sca_batch.records import ImageRef
 from sca_batch.storage.digests import RowsDigest
 
@@ -37,9 +42,22 @@ PLAN_SCHEMA: dict[str, pl.DataType] = {
     "key": pl.String(),
     "uri": pl.String(),
     "file_name": pl.String(),
-    "prompts": pl.String(),
+    "prompts": PROMPTS,
     "extra": pl.String(),
 }
+
+
+class PlanRow(TypedDict):
+    """One row with `PLAN_SCHEMA`'s columns."""
+
+    image_id: int
+    key: str
+    uri: str
+    file_name: str
+    prompts: list[PromptCell] | None
+    extra: str
+
+
 FIRST_KEYS = 5  # that a survey shows
 
 
@@ -75,7 +93,7 @@ class Plan:
     def batches(self) -> Iterator[pl.DataFrame]:
         """The rows in order, with the columns of `PLAN_SCHEMA` and of `STORE_SCHEMA`.
 
-        `prompts` is JSON, or null where regions are to be proposed; `extra` is a JSON object.
+        `prompts` is null where regions are to be proposed; `extra` is a JSON object.
         """
         done = 0
         for listing in self.listings:
@@ -156,17 +174,17 @@ def plan_refs(plan: Plan) -> Iterator[ImageRef]:
     """Every image of the plan, in order."""
     for batch in plan.batches():
         for row in batch.iter_rows(named=True):
-            yield row_ref(row)
+            yield row_ref(cast(PlanRow, row))
 
 
-def row_ref(row: dict[str, Any]) -> ImageRef:
+def row_ref(row: PlanRow) -> ImageRef:
     """The image of one row with `PLAN_SCHEMA`'s columns."""
     return ImageRef(
         image_id=row["image_id"],
         key=row["key"],
         uri=row["uri"],
         file_name=row["file_name"],
-        prompts=prompts_from_json(row["prompts"]),
+        prompts=prompts_from_cell(row["prompts"]),
         extra=json.loads(row["extra"]),
     )
 

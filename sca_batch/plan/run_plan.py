@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sca_batch.errors import ScaError
-from sca_batch.plan.plan import PLAN_FILE, PLAN_SCHEMA, Plan, row_ref
+from sca_batch.plan.plan import PLAN_FILE, PLAN_SCHEMA, Plan, PlanRow, row_ref
 from sca_batch.records import ImageRef
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.digests import RowsDigest
@@ -66,7 +66,7 @@ class RunPlan:
             raise ScaError(f"{path}: not a plan of this program; start again with --overwrite")
         self.digest = metadata[b"sca.plan_digest"].decode()
         self.rows_digest = metadata[b"sca.rows_digest"].decode()
-        self._cached: tuple[int, list[dict[str, object]]] = (-1, [])
+        self._cached: tuple[int, list[PlanRow]] = (-1, [])
 
     def _unreadable(self, error: Exception) -> ScaError:
         return ScaError(f"{self.path}: not a readable plan ({error}); start again with --overwrite")
@@ -124,7 +124,7 @@ class RunPlan:
     def refs(self, index: int) -> list[ImageRef]:
         """The images of one shard."""
         first, last = self.first_row(index), self.first_row(index) + self.rows_of(index)
-        rows: list[dict[str, object]] = []
+        rows: list[PlanRow] = []
         while first < last:
             group = int(np.searchsorted(self._groups, first, side="right")) - 1
             start, end = self._groups[group : group + 2].tolist()
@@ -132,7 +132,7 @@ class RunPlan:
             first = end
         return [row_ref(row) for row in rows]
 
-    def _group(self, group: int) -> list[dict[str, object]]:
+    def _group(self, group: int) -> list[PlanRow]:
         if self._cached[0] != group:
             table = self._file.read_row_group(group, list(PLAN_SCHEMA), use_threads=False)
             self._cached = (group, table.to_pylist())

@@ -16,7 +16,7 @@ import polars as pl
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.formats import MANIFEST_SUFFIXES
-from sca_batch.manifests.listing import LISTING_SCHEMA, Listing
+from sca_batch.manifests.listing import LISTING_SCHEMA, PROMPTS, Listing
 from sca_batch.manifests.read import STDIN, is_manifest, read_manifest
 from sca_batch.manifests.values import BoxFormat
 from sca_batch.plan.listings import is_archive, list_archive, list_store
@@ -228,7 +228,7 @@ def _named(
             pl.lit(None, pl.String).alias("given_id"),
             (pl.lit(base.rstrip("/") + "/") + pl.col("file")).alias("uri"),
             (pl.lit(prefix) + pl.col("file")).alias("file_name"),
-            pl.lit(None, pl.String).alias("prompts"),
+            pl.lit(None, PROMPTS).alias("prompts"),
             pl.lit("{}", pl.String).alias("extra"),
             pl.lit(None, pl.Int64).alias("size"),
             pl.lit(None, pl.String).alias("etag"),

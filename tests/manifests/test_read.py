@@ -514,8 +514,8 @@ def test_the_order_of_the_lists_in_a_coco_file_does_not_matter(tmp_path):
         document = {"info": {"images": 3}, **{key: lists[key] for key in keys}, "licenses": []}
         path = tmp_path / f"{keys[0]}.json"
         path.write_text(json.dumps(document))
-        rows = [json.loads(row.prompts) for _, row in coco_rows(path)]
-        found.append([[region["id"] for region in regions] for regions in rows])
+        rows = [row.prompts for _, row in coco_rows(path)]
+        found.append([[prompt.prompt_id for prompt in prompts] for prompts in rows])
     assert found == [[["2", "4"], ["0", "3", "6"], ["1", "5"]]] * 2
 
 

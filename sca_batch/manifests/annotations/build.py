@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.annotations import SOURCES
 from sca_batch.manifests.annotations.sample import AnnotatedImage, Request, Tally
 from sca_batch.manifests.json_stream import CorruptAnnotationError
 from sca_batch.manifests.write import write_manifest
+from sca_batch.records import JsonObject
 
 __all__ = [
     "BuildSummary",
@@ -130,7 +131,7 @@ def _rows(
     task: str,
     start: Path | None,
     summary: BuildSummary,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     for image, path in images:
         summary.images += 1
         summary.regions += len(image.regions)

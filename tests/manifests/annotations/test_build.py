@@ -9,8 +9,8 @@ import pytest
 from sca_batch.errors import ScaError
 from sca_batch.manifests.annotations.build import build_manifest
 from sca_batch.manifests.annotations.sample import Request
+from sca_batch.manifests.listing import prompts_from_cell
 from sca_batch.manifests.read import read_manifest
-from sca_batch.manifests.row import prompts_from_json
 from sca_batch.plan.plan import make_plan, plan_refs
 
 
@@ -61,7 +61,7 @@ def test_parquet_and_json_lines_say_the_same(refer, tmp_path):
     assert frames[0].drop("extra").equals(frames[1].drop("extra"))
     extras = [[json.loads(text) for text in frame["extra"]] for frame in frames]
     assert extras[0] == extras[1]
-    assert prompts_from_json(frames[1]["prompts"][0]) is not None
+    assert prompts_from_cell(frames[1]["prompts"][0]) is not None
 
 
 def test_a_missing_image_is_left_out_and_named(visual_genome, tmp_path):
