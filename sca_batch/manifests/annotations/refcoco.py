@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.annotations.refer_pickle import read_refs
+from sca_batch.manifests.annotations.refer_pickle import Ref, read_refs
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Reader,
     Request,
     Tally,
+    checked_box,
     find_file,
     is_side,
     make_regions,
-    whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt, stream_members
 
@@ -27,8 +26,6 @@ __all__ = ["REFER_READERS", "in_split"]
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 SAIAPR_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 FORM = '{"images": [...], "annotations": [{"id": 1, "bbox": [x, y, width, height], ...}]}'
-
-Ref = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +146,7 @@ def _instances(
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
             raise corrupt(path, where, "no id", FORM)
         if key == "annotations" and entry["id"] in wanted:
-            box = whole_box(entry.get("bbox"))
-            if box is None:
-                raise corrupt(path, where, f"the bbox {entry.get('bbox')!r}", FORM)
-            boxes[entry["id"]] = box
+            boxes[entry["id"]] = checked_box(entry, path, where, FORM)
         elif key == "images" and entry["id"] in of_image:
             name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
             if not (isinstance(name, str) and name and is_side(width) and is_side(height)):

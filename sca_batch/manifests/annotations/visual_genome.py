@@ -7,15 +7,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Request,
     Tally,
+    checked_size,
     find_file,
     is_id,
-    is_side,
     make_regions,
     require_split,
     whole_box,
@@ -87,13 +86,11 @@ def _images(path: Path, wanted: set[int], request: Request) -> dict[int, tuple[s
             raise corrupt(path, f"entry {i}", "no image_id", IMAGE_FORM)
         if image_id not in wanted:
             continue
-        url, width, height = entry.get("url"), entry.get("width"), entry.get("height")
+        url = entry.get("url")
         folder = FOLDER.search(url) if isinstance(url, str) else None
         if folder is None:
             raise corrupt(path, f"entry {i}", f"the url {url!r}", IMAGE_FORM)
-        if not (is_side(width) and is_side(height)):
-            raise corrupt(path, f"entry {i}", f"the size {width} x {height}", IMAGE_FORM)
-        images[image_id] = folder[1], width, height
+        images[image_id] = folder[1], *checked_size(entry, path, f"entry {i}", IMAGE_FORM)
     return images
 
 
@@ -119,7 +116,7 @@ def _regions(path: Path, wanted: set[int], request: Request, tally: Tally) -> di
     return packed
 
 
-def _region(region: Any, path: Path, where: str) -> tuple[list[int], str, int]:
+def _region(region: object, path: Path, where: str) -> tuple[list[int], str, int]:
     if not isinstance(region, dict):
         raise corrupt(path, where, "not an object", REGION_FORM)
     box = whole_box([region.get(side) for side in ("x", "y", "width", "height")])
