@@ -49,7 +49,7 @@ def listed():
 plan = listed()
 say("listed")
 out = Path(sys.argv[3])
-write_run_plan(run_plan_frames(plan, 64), out, plan.digest)
+write_run_plan(run_plan_frames(plan, 64), out)
 say("planned")
 if sys.argv[4] == "update":
     del plan

@@ -129,14 +129,13 @@ def open_run(
     if exists:
         plan = open_run_plan(out)
         plan.check()
-        plan_digest = plan.digest
     else:
         fresh = make_plan()
-        plan_digest = fresh.digest
         fault("job.planned")
+        plan = write_run_plan(run_plan_frames(fresh, shard_size), out)
     fingerprint = {
         "content_version": CONTENT_VERSION,
-        "plan": plan_digest,
+        "plan": plan.digest,
         "shard_size": shard_size,
         **content,
     }
@@ -152,7 +151,6 @@ def open_run(
                 "started, choose another -o, or start over with --overwrite"
             )
     else:
-        plan = write_run_plan(run_plan_frames(fresh, shard_size), out, plan_digest)
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)

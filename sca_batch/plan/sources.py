@@ -16,14 +16,13 @@ import polars as pl
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.formats import MANIFEST_SUFFIXES
-from sca_batch.manifests.listing import LISTING_SCHEMA, PROMPTS, Listing
+from sca_batch.manifests.listing import PROMPTS, Listing
 from sca_batch.manifests.read import STDIN, is_manifest, read_manifest
 from sca_batch.manifests.values import BoxFormat
 from sca_batch.plan.listings import is_archive, list_archive, list_store
 from sca_batch.plan.plan import Plan, make_plan
 from sca_batch.records import redacted
 from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER
-from sca_batch.storage.spool import Spool
 from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
@@ -241,10 +240,6 @@ def _named(
         )
 
 
-def _listing(name: str, frames: Iterable[pl.DataFrame], skipped_files: int = 0) -> Listing:
-    return Listing(name, Spool.of(frames, LISTING_SCHEMA), "file", skipped_files)
-
-
 def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
     found = list_folder(Path(source), is_image)
     if found.files.is_empty():
@@ -252,7 +247,7 @@ def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
             f"{source}: no images; looked at {_counts(found.skipped_files, found.folders)}"
         )
     frames = _named(found.files, os.path.abspath(source), root)
-    return _listing(f"the folder {source}", frames, found.skipped_files)
+    return Listing.of(f"the folder {source}", frames, "file", found.skipped_files)
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
@@ -268,7 +263,7 @@ def _archive_listing(source: str, root: Path) -> Listing:
         uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
         file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )
-    return _listing(f"the archive {source}", frames, skipped)
+    return Listing.of(f"the archive {source}", frames, "file", skipped)
 
 
 def _store_listing(source: str) -> Listing:
@@ -284,7 +279,7 @@ def _store_listing(source: str) -> Listing:
         size=found["size"],
         etag=found["etag"],
     )
-    return _listing(redacted(source), frames, skipped)
+    return Listing.of(redacted(source), frames, "file", skipped)
 
 
 def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Listing:
@@ -300,7 +295,7 @@ def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Lis
             )
     files = pl.Series("file", [_utf8(os.path.abspath(s).lstrip("/"), "/") for s in sources])
     names = pl.Series([os.path.relpath(source, root) for source in sources])
-    return _listing("the command line", _named(files, "/", root, file_name=names))
+    return Listing.of("the command line", _named(files, "/", root, file_name=names))
 
 
 def _pattern_listings(
@@ -323,7 +318,7 @@ def _pattern_listings(
             skipped += 1
     if images:
         frames = _named(pl.Series("file", sorted(images)), base, root)
-        return [_listing(f"the pattern {source}", frames, skipped)]
+        return [Listing.of(f"the pattern {source}", frames, "file", skipped)]
     manifests = [match for match in matches if is_manifest(match) and os.path.isfile(match)]
     if manifests:
         return [read_manifest(match, root=root, box_format=box_format) for match in manifests]
