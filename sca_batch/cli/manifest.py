@@ -241,15 +241,13 @@ def _build_from(kind: str, root: Path, target: Path | None, options: dict[str, A
 
 
 def _build_plain(sources: tuple[str, ...], target: Path | None, options: dict[str, Any]) -> None:
-    from sca_batch.images.decode import looks_like_image
     from sca_batch.manifests.write import write_manifest
     from sca_batch.plan.as_manifest import plan_rows
     from sca_batch.plan.plan import plan_head
-    from sca_batch.plan.sources import has_image_suffix, plan_sources
+    from sca_batch.plan.sources import plan_sources
 
     plan = plan_sources(
         sources,
-        is_image=lambda path: has_image_suffix(path) or looks_like_image(path),
         box_format=options["box_format"],
         stdin=sys.stdin.buffer if "-" in sources else None,
     )
