@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
 import click
 
 from sca_batch import __version__
-from sca_batch.cli.logs import set_up_logging
+from sca_batch.cli.logs import set_up_logging, tell
+from sca_batch.cli.stopping import Stop, stop_on_signals
 from sca_batch.errors import EXIT_BUG, EXIT_INTERRUPTED, ScaError
 
 __all__ = ["cli", "main"]
@@ -43,6 +45,15 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output has left (`sca ... | head`); nothing is wrong. What is still
+            # buffered must not be written at the end either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sca")
@@ -74,8 +85,10 @@ def cli(quiet: bool, verbose: bool, log_format: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with the code that its contract names."""
+    stop = Stop()
     try:
-        code: Any = cli.main(args=args, prog_name="sca", standalone_mode=False)
+        with stop_on_signals() as stop:
+            code: Any = cli.main(args=args, prog_name="sca", standalone_mode=False)
     except ScaError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -83,12 +96,8 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output has left (`sca ... | head`); nothing is wrong.
-        sys.stderr.close()
-        sys.exit(0)
+        tell("Interrupted.")
+        sys.exit(EXIT_INTERRUPTED if stop.signal is None else stop.exit_code)
     except Exception:  # the outermost frame: a bug is a traceback and its own exit code
         logging.getLogger(__name__).exception("This is a bug in sca; please report it.")
         sys.exit(EXIT_BUG)

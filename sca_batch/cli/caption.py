@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.logs import tell
 from sca_batch.cli.options import GroupedCommand, given_options, options_of
 from sca_batch.cli.progress import Progress, duration
 from sca_batch.cli.stopping import stop_on_signals
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
+from sca_batch.job.events import Event, Exporting, Planned, SourcesChanged
 from sca_batch.job.request import CaptionRequest
 
 if TYPE_CHECKING:
@@ -55,9 +57,20 @@ def _caption(request: CaptionRequest) -> int:
     """The run, with its progress shown and its end told; its exit code."""
     from sca_batch.job.caption import caption_corpus
 
-    with Progress() as progress, stop_on_signals() as stop:
-        outcome = caption_corpus(request, listen=progress, should_stop=stop.requested)
-    click.echo(_ending(outcome, progress, "coco" in request.output.formats), err=True)
+    with stop_on_signals() as stop, Progress() as progress:
+
+        def listen(event: Event) -> None:
+            # What is listed, loaded or exported can be done again; an image is finished first.
+            if isinstance(event, Planned | Exporting):
+                stop.patient = isinstance(event, Planned)
+            progress(event)
+
+        try:
+            outcome = caption_corpus(request, listen=listen, should_stop=stop.requested)
+        except KeyboardInterrupt:
+            tell("Stopped. What is done is kept; the same command goes on.")
+            return stop.exit_code
+    tell(_ending(outcome, progress, "coco" in request.output.formats))
     return stop.exit_code if outcome.tally.stopped and stop.requested() else outcome.exit_code
 
 
@@ -80,6 +93,9 @@ def _describe(preview: Preview) -> None:
     size = request.batching.shard_size
     given = plan.survey.with_regions if request.regions.source != "auto" else 0
     into = "lines" if preview.out is None else f"{preview.out}/"
+    if preview.changes is not None:
+        _describe_run(preview, preview.changes)
+        return
     click.echo(f"Would caption {len(plan):,} images with {request.model.model} into {into}")
     click.echo(f"  {-(-len(plan) // size):,} shards of {size} images")
     click.echo(f"  regions: given for {given:,} images, proposed for {len(plan) - given:,}")
@@ -98,6 +114,22 @@ def _describe(preview: Preview) -> None:
         click.echo(f"  {key}")
     if len(plan) > len(first):
         click.echo(f"  and {len(plan) - len(first):,} more")
+
+
+def _describe_run(preview: Preview, changes: SourcesChanged) -> None:
+    """What would be done of a run that is there."""
+    left = preview.planned - preview.done
+    click.echo(
+        f"{preview.out}/ holds a run over {preview.planned:,} images; {left:,} are left to do"
+    )
+    counts = (
+        f"{changes.new:,} new, {changes.changed:,} perhaps changed, {changes.gone:,} vanished, "
+        f"{changes.back:,} back"
+    )
+    if preview.request.existing.update:
+        click.echo(f"  the update would find {counts}")
+    elif changes.new or changes.changed or changes.gone or changes.back:
+        click.echo(f"  its sources have changed: {counts}; --update would follow them")
 
 
 def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
@@ -127,4 +159,7 @@ def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
     lines.append(f"  {out}/: {written}, run.json")
     lines.append(f"  look at one: sca draw {out} IMAGE")
     lines += [f"{lost.shard} is left over: {lost.error}" for lost in tally.lost]
+    lines += [f"no worker could start on {device}" for device in outcome.devices_lost]
+    if outcome.left_out:
+        lines.append(f"{outcome.left_out:,} images have no record: add --update")
     return "\n".join(lines)

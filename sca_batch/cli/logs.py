@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
-__all__ = ["set_up_logging"]
+import click
+
+__all__ = ["printable", "set_up_logging", "tell"]
 
 # File names are other people's text: a line end or an escape sequence in one must not become a
 # log line of its own or reach a terminal.
@@ -23,7 +27,14 @@ QUIET = (
     "matplotlib",
     "botocore",
     "s3fs",
+    "torch",
 )
+
+
+def tell(text: str) -> None:
+    """Writes a line to standard error. Who reads it may have left: that ends no run."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(text, err=True)
 
 
 def printable(text: str) -> str:
@@ -64,9 +75,14 @@ def _safe(message: str) -> str:
     return printable(redacted(message))
 
 
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's name
+        """Does nothing: who reads standard error may have left, and that ends no run."""
+
+
 def set_up_logging(level: int, form: str) -> None:
     """Log lines go to standard error, from this level on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStandardError(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Lines())
     root = logging.getLogger()
     if not root.handlers:

@@ -7,8 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import click
-
+from sca_batch.cli.logs import tell
 from sca_batch.job import events
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Progress:
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        click.echo(text, err=True)
+        tell(text)
 
 
 def _changes(found: events.SourcesChanged) -> str:
@@ -120,7 +119,9 @@ def _changes(found: events.SourcesChanged) -> str:
         f"{found.back:,} back"
     )
     if found.followed:
-        return f"{counts}, {found.unchanged:,} unchanged"
+        text = f"{counts}, {found.unchanged:,} unchanged"
+        unread = f"; {found.unreadable:,} of them cannot be read now and keep their records"
+        return text + unread if found.unreadable else text
     return (
         f"The sources have changed since this run was planned: {counts}. The run goes on with its "
         "plan; --update follows them."

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import click
-
+from sca_batch.cli.logs import tell
 from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
-__all__ = ["Stop", "stop_on_signals"]
+__all__ = ["SIGNALS", "Stop", "stop_on_signals"]
 
 STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
 
+# A service manager's, a scheduler's warning, a terminal that is gone; and Ctrl-C.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
 
 class Stop:
-    """The wish to stop; nobody's yet, as long as `requested` is False."""
+    """The wish to stop; nobody's yet, as long as `requested` is False.
 
-    def __init__(self, time_limit_s: float | None) -> None:
+    A signal ends what is done at once, as KeyboardInterrupt, since nothing is lost by it; while
+    somebody is `patient`, who asks now and then, the first one only makes the wish.
+    """
+
+    def __init__(self, time_limit_s: float | None = None) -> None:
         from sca_batch.job.deadline import Deadline
 
         self.signal: int | None = None
+        self.patient = False
         self._deadline = Deadline(time_limit_s, STARTED)
 
     @property
@@ -37,25 +45,26 @@ class Stop:
     def requested(self) -> bool:
         was_near = self._deadline.is_near
         if self.signal is None and self._deadline.look() and not was_near:
-            click.echo("Stopping: --time-limit is near.", err=True)
+            tell("Stopping: --time-limit is near.")
         return self.signal is not None or self._deadline.is_near
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
+        is_first = self.signal is None
         self.signal = number
-        click.echo(
-            "\nStopping after this batch; what is done is kept. Once more to stop at once.",
-            err=True,
-        )
+        if not (is_first and self.patient):
+            raise KeyboardInterrupt
+        tell("\nStopping after this batch; what is done is kept. Once more to stop at once.")
 
 
 @contextmanager
-def stop_on_signals(time_limit_s: float | None = None) -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGUSR1 ask to stop; the handlers that were there come back."""
+def stop_on_signals(time_limit_s: float | None = None, *, patient: bool = False) -> Iterator[Stop]:
+    """`SIGNALS` ask to stop; the handlers that were there come back."""
     stop = Stop(time_limit_s)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    stop.patient = patient
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may have handlers
+        return
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield stop
     finally:

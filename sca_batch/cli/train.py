@@ -155,7 +155,7 @@ def train(
             return
         from sca_batch.train.caption_loop import train_captioner
 
-        with _only_run(output), stop_on_signals(time_limit) as stop:
+        with _only_run(output), stop_on_signals(time_limit, patient=True) as stop:
             outcome = train_captioner(
                 chosen,
                 manifests,
@@ -186,7 +186,7 @@ def train(
             return
         from sca_tiny.stages import StageOptions, train_stage, train_tiny
 
-        with _only_run(output), stop_on_signals(time_limit) as stop:
+        with _only_run(output), stop_on_signals(time_limit, patient=True) as stop:
             options = StageOptions(
                 resume=resume,
                 report=lambda line: click.echo(line, err=True),

@@ -8,34 +8,39 @@ missing shards made, the exports written. Nothing is printed; listeners are told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sca_batch.dataset.coco import export_coco
 from sca_batch.dataset.shards import RUN_FILE, read_run
 from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
 from sca_batch.job.deadline import Deadline
 from sca_batch.job.domain import DomainWatch
-from sca_batch.job.drive import Tally, run_job
+from sca_batch.job.drive import Tally, finished_shards, run_job
 from sca_batch.job.events import (
     EngineChosen,
     Event,
+    Exporting,
     Finished,
     ImageDone,
     Listener,
     Planned,
+    SourcesChanged,
     StageSeconds,
     StoppingSoon,
     ignore,
 )
 from sca_batch.job.metrics import Metrics
-from sca_batch.job.request import CaptionRequest, ModelReport
+from sca_batch.job.request import CaptionRequest, Failures, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
+    Lock,
     Run,
     locked,
     open_run,
@@ -43,11 +48,20 @@ from sca_batch.job.run import (
     remove_run,
 )
 from sca_batch.job.shard import JobContext
-from sca_batch.job.sources import default_output, follow_sources, list_again, list_sources
+from sca_batch.job.sources import (
+    addresses,
+    default_output,
+    follow_sources,
+    list_again,
+    list_sources,
+    refuse_other_sources,
+)
 from sca_batch.job.summary import write_summary
+from sca_batch.job.update import source_changes
 from sca_batch.plan.plan import Plan, plan_refs
+from sca_batch.plan.run_plan import open_run_plan
 from sca_batch.plan.sources import refuse_output_inside
-from sca_batch.records import ImageRecord, JsonObject
+from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.runners.local import LocalRunner
 from sca_batch.runners.protocol import InlineRunner
 from sca_batch.storage.stores import AnyPath, any_path
@@ -72,26 +86,52 @@ _Inline = InlineRunner[JobContext, ImageDone, StageSeconds, ModelReport]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a run. `exit_code` is the command line's, `docs/NIGHTLY.md` has the contract.
+    """The end of a run. `planned` counts its images, `tally` what this session did.
 
-    `tally` counts this session; `planned` all images of the run. `lock_lost` says that another
-    run has taken the output over, on a store.
+    `lock_lost` says that another run has taken the output over, on a store; no worker could start
+    on `devices_lost`. `left_out` images are listed now and not part of the run, since no update
+    was asked for.
     """
 
     out: AnyPath
     planned: int
     tally: Tally
-    exit_code: int
+    allowed: Failures
     lock_lost: bool = False
+    devices_lost: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every image has a record."""
+        return not self.tally.stopped and not self.tally.lost
+
+    @property
+    def exit_code(self) -> int:
+        """The command line's exit code; docs/NIGHTLY.md has the contract."""
+        if self.lock_lost or self.tally.stopped:
+            return EXIT_STOPPED
+        if any(lost.is_bug for lost in self.tally.lost):
+            return EXIT_BUG
+        few = self.allowed.allow(self.tally.failures.total(), self.planned)
+        whole = self.complete and not self.devices_lost and not self.left_out
+        return 0 if few and whole else EXIT_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A request as it would be done: its options, its images, and where they go."""
+    """A request as it would be done: its options, its images, and where they go.
+
+    Of a run that is there already: how many images are `planned`, how many of them have a record,
+    and what an update would find.
+    """
 
     request: CaptionRequest
     plan: Plan
     out: AnyPath | None
+    planned: int = 0
+    done: int = 0
+    changes: SourcesChanged | None = None
 
 
 def caption_corpus(
@@ -130,18 +170,22 @@ def caption_corpus(
         # Workers that start from here on take what the first one found, and say nothing of it.
         runner.make_worker = _MakeWorker(request, runner.workers)
         tell(EngineChosen(report.engine, report.engine_why))
-        with locked(out) as lock:
+        with _held(out) as lock:
             if request.existing.overwrite:
                 remove_run(out)
             run = open_run(
                 out,
                 make_plan=lambda: list_sources(request) if plan is None else plan,
                 content=request.content(report),
-                settings=request.informative(report),
+                settings={
+                    "sources": list[Json](addresses(request.source.names)),
+                    **request.informative(report),
+                },
                 shard_size=request.batching.shard_size,
             )
+            left_out = 0
             if not is_fresh:
-                run = follow_sources(run, request, listed, tell)
+                run, left_out = follow_sources(run, request, listed, tell)
             tell(Planned(len(run.plan)))
             watch = DomainWatch(request.model.model, report.domain)
             tally = run_job(
@@ -151,15 +195,22 @@ def caption_corpus(
                 listen=partial(_hear, tell, deadline, watch),
                 should_stop=partial(_must_stop, tell, deadline, lambda: lock.lost or should_stop()),
             )
-            is_complete = not tally.stopped and not tally.lost
-            write_summary(out / SUMMARY_FILE, _summary(run, tally, watch, runner.workers))
-            if "coco" in request.output.formats and not tally.stopped and not lock.lost:
-                export_coco(out, out / COCO_FILE)
-            tell(Finished(is_complete))
-            return Outcome(
-                out, len(run.plan), tally, _exit_code(request, tally, len(run.plan), lock.lost),
-                lock.lost,
-            )  # fmt: skip
+            tell(Exporting())
+            outcome = Outcome(
+                out=out,
+                planned=len(run.plan),
+                tally=tally,
+                allowed=request.running.max_failures,
+                lock_lost=lock.lost,
+                devices_lost=runner.retired,
+                left_out=left_out,
+            )
+            if not lock.lost:
+                write_summary(out / SUMMARY_FILE, _summary(run, outcome, watch, runner.workers))
+                if "coco" in request.output.formats and not tally.stopped:
+                    export_coco(out, out / COCO_FILE)
+            tell(Finished(outcome.complete))
+            return outcome
 
 
 def caption_images(request: CaptionRequest, *, listen: Listener = ignore) -> Iterator[ImageRecord]:
@@ -199,7 +250,12 @@ def preview_corpus(request: CaptionRequest) -> Preview:
     """
     out = None if "jsonl" in request.output.formats else output_of(request)
     request = _settled(request, out)
-    return Preview(request, list_sources(request), out)
+    plan = list_sources(request)
+    if out is None or _is_fresh(request, out):
+        return Preview(request, plan, out)
+    run = Run(out, open_run_plan(out), read_run(out)["fingerprint"])
+    done = sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished_shards(run)))
+    return Preview(request, plan, out, len(run.plan), done, source_changes(run.plan, plan))
 
 
 def output_of(request: CaptionRequest) -> AnyPath:
@@ -240,8 +296,14 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
         refuse_output_inside(request.source.names, out)
         refuse_foreign_folder(out)
         if not _is_fresh(request, out):
-            options = read_run(out).get("settings", {}).get("options")
-            request = request.resolved(options if isinstance(options, dict) else {})
+            settings = read_run(out).get("settings", {})
+            sources, options = settings.get("sources"), settings.get("options")
+            if isinstance(sources, list):
+                refuse_other_sources(out, list(map(str, sources)), request)
+            kept = dict(options) if isinstance(options, dict) else {}
+            if request.existing.update:
+                kept.pop("limit", None)  # an update looks at all there is
+            request = request.resolved(kept)
     config = config_at_hand(request.model.model)
     if config is not None and config.automatic_masks:
         wanted = AutomaticMaskSettings.for_model(config)
@@ -294,6 +356,24 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+@contextmanager
+def _held(out: AnyPath) -> Iterator[Lock]:
+    """The lock of the output.
+
+    Raises:
+        ScaError: for an output that cannot be made, or that another run holds.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(out))
+        except OSError as error:
+            why = error.strerror or error
+            raise ScaError(
+                f"{out}: cannot be written ({why}); name another folder with -o"
+            ) from None
+        yield lock
+
+
 def _hear(tell: Listener, deadline: Deadline, watch: DomainWatch, event: Event) -> None:
     tell(event)
     if isinstance(event, ImageDone):
@@ -311,18 +391,20 @@ def _must_stop(tell: Listener, deadline: Deadline, asked: Callable[[], bool]) ->
     return deadline.is_near
 
 
-def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonObject:
+def _summary(run: Run, outcome: Outcome, watch: DomainWatch, workers: int) -> JsonObject:
     """The session in numbers; `failures` counts the whole dataset's, the rest is this session's."""
+    tally = outcome.tally
     seconds, stages = tally.seconds, tally.stages
     summary: JsonObject = {
-        "complete": not tally.stopped and not tally.lost,
-        "images_planned": len(run.plan),
+        "complete": outcome.complete,
+        "images_planned": outcome.planned,
         "images_gone": len(run.plan.gone_rows),
         "images_done_before": tally.resumed_images,
         "images": tally.images,
         "regions": tally.regions,
         "failures": dict(tally.failures.most_common()),
         "shards_left_over": [lost.shard for lost in tally.lost],
+        "devices_lost": list(outcome.devices_lost),
         "seconds": round(seconds, 3),
         "images_per_s": round(tally.images / seconds, 4) if seconds else 0.0,
         "workers": workers,
@@ -332,12 +414,3 @@ def _summary(run: Run, tally: Tally, watch: DomainWatch, workers: int) -> JsonOb
     if watch.domain is not None:
         summary["images_outside_domain"] = watch.outside
     return summary
-
-
-def _exit_code(request: CaptionRequest, tally: Tally, planned: int, lock_lost: bool) -> int:
-    if lock_lost or tally.stopped:
-        return EXIT_STOPPED
-    if any(lost.is_bug for lost in tally.lost):
-        return EXIT_BUG
-    few = request.running.max_failures.allow(tally.failures.total(), planned)
-    return 0 if few and not tally.lost else EXIT_LEFTOVERS

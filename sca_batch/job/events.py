@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sca_batch.records import Status
 
 __all__ = [
-    "EngineChosen", "Event", "Finished", "ImageDone", "Listener", "OutsideDomain", "Planned",
-    "Resumed", "RetryingFailed", "ShardLost", "SourcesChanged", "SourcesUnlisted", "StageSeconds",
-    "StoppingSoon", "ignore",
+    "EngineChosen", "Event", "Exporting", "Finished", "ImageDone", "Listener", "OutsideDomain",
+    "Planned", "Resumed", "RetryingFailed", "ShardLost", "SourcesChanged", "SourcesUnlisted",
+    "StageSeconds", "StoppingSoon", "ignore",
 ]  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class SourcesChanged:
     """The sources as they are now, in rows of the plan. `followed` says that it was an update.
 
     Without an update the run goes on with its plan, and this is what an update would find.
+    `unreadable` could not be compared now: they count as unchanged, until they can.
     """
 
     new: int
@@ -42,6 +43,7 @@ class SourcesChanged:
     back: int
     unchanged: int
     followed: bool
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,11 @@ class ShardLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Exporting:
+    """No more images are captioned in this session; the summary and the exports are written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run has ended; `complete` says that every image has a record."""
 
@@ -118,7 +125,7 @@ class Finished:
 
 Event = (
     SourcesUnlisted | EngineChosen | SourcesChanged | RetryingFailed | Planned | Resumed | ImageDone
-    | OutsideDomain | StoppingSoon | ShardLost | Finished
+    | OutsideDomain | StoppingSoon | ShardLost | Exporting | Finished
 )  # fmt: skip
 Listener = Callable[[Event], None]
 # How long each stage took, in seconds, one entry per image or batch.

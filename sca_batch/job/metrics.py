@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from sca_batch.job.events import Event, Finished, ImageDone, Planned, Resumed
 __all__ = ["Metrics"]
 
 EVERY_S = 15.0
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -42,8 +45,13 @@ class Metrics:
             "sca_last_image_timestamp_seconds", "Last finished image", registry=registry
         )
         self._complete = Gauge("sca_complete", "1 when every image has a record", registry=registry)
+        self._begun = Gauge(
+            "sca_session_start_timestamp_seconds", "Start of this session", registry=registry
+        )
+        self._begun.set_to_current_time()
         self._planned = Gauge("sca_images_planned", "Images of the run", registry=registry)
         self._written_at = 0.0
+        self._warned = False
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Planned):
@@ -69,4 +77,11 @@ class Metrics:
         from prometheus_client import write_to_textfile
 
         # Under another name first, then renamed: a scraper never sees half of it.
-        write_to_textfile(str(self._path), self._registry)
+        try:
+            write_to_textfile(str(self._path), self._registry)
+        except OSError as error:  # counts are no reason to end a run
+            if not self._warned:
+                log.warning(
+                    "--metrics-file %s: not written (%s); the run goes on.", self._path, error
+                )
+            self._warned = True

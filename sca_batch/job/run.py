@@ -44,7 +44,7 @@ __all__ = [
 LOCK_FILE = ".lock"
 COCO_FILE = "captions.json"
 SUMMARY_FILE = "summary.json"
-PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)\.parquet")
+PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)

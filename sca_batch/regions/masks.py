@@ -62,19 +62,22 @@ def mask_logits(
     mask_M: Indices,
     size_hw: tuple[int, int],
     mask_memory_bytes: int,
+    pixels_beside: int = 0,
 ) -> Iterator[tuple[Indices, Tensor]]:
     """Logits of chosen masks at the original size, chunk by chunk: which of M, and (m, H, W).
 
     `prompt_M` ascends and says which prompt each mask is of, `mask_M` which of its masks (0 is the
     single one). Prompts without a chosen mask are never upscaled. One mask is always made at a
-    time at least, whatever `mask_memory_bytes` says.
+    time at least, whatever `mask_memory_bytes` says. `pixels_beside` counts the booleans that the
+    caller makes of each mask in another frame.
     """
     image_size, grid, width = model.config.image_size, model.config.grid_size, model.config.width
     most = min(mask_memory_bytes, _MOST_BYTES.get(model.device.type, mask_memory_bytes))
     # Two upscaling steps and their activations, float32; then the four masks.
     prompts_at_once = max(1, most // (grid**2 * (28 * width + 256)))
     # Two sizes of float32 logits, and four sets of booleans made from them.
-    masks_at_once = max(1, most // (4 * image_size**2 + 8 * size_hw[0] * size_hw[1]))
+    each = 4 * image_size**2 + 8 * size_hw[0] * size_hw[1] + pixels_beside
+    masks_at_once = max(1, most // each)
     prompts, row_M = np.unique(prompt_M, return_inverse=True)
     for start in range(0, len(prompts), prompts_at_once):
         some = _index(prompts[start : start + prompts_at_once], model.device)

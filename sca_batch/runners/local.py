@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from typing import Generic, Literal
 
-from sca_batch.errors import ScaError
+from sca_batch.errors import EXIT_STOPPED, ScaError
 from sca_batch.faults import fault
 from sca_batch.runners.protocol import (
     A,
@@ -60,7 +60,8 @@ class LocalRunner(Generic[C, R, S, A]):
     `make_worker` is called with its device in each process and must be picklable. A unit whose
     worker dies more than `retries` times with no item to blame is lost; the others go on. An item
     that takes longer than `item_timeout_s` is given up, and a unit that is not done after
-    `unit_timeout_s` counts as one whose worker died; None waits for ever.
+    `unit_timeout_s` counts as one whose worker died; None waits for ever. A device on which no
+    worker can start is retired; the others go on.
     """
 
     def __init__(
@@ -97,13 +98,19 @@ class LocalRunner(Generic[C, R, S, A]):
                 slot.process = slot.connection = None
 
     @property
+    def retired(self) -> tuple[str, ...]:
+        """Devices on which no worker could start."""
+        return tuple(slot.device for slot in self._slots if slot.retired)
+
+    @property
     def workers(self) -> int:
         return len(self._slots)
 
     def start(self) -> None:
         """Begins to start the first worker, and returns at once."""
-        if self._slots[0].process is None:
-            self._start(self._slots[0])
+        first = next(slot for slot in self._slots if not slot.retired)
+        if first.process is None:
+            self._start(first)
 
     def about(self) -> A:
         """The answer of the first worker that is ready.
@@ -134,6 +141,8 @@ class LocalRunner(Generic[C, R, S, A]):
             stopping = should_stop()
             for slot in self._slots:
                 if stopping or slot.unit or not (self._again or following is not None):
+                    continue
+                if slot.retired:
                     continue
                 if slot.process is None:
                     self._start(slot)
@@ -202,9 +211,12 @@ class LocalRunner(Generic[C, R, S, A]):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
             return
         if isinstance(message, Refused):
-            error = ScaError(message.message)
-            error.exit_code = message.exit_code
-            raise error
+            if slot.ready or self._answer is None:
+                error = ScaError(message.message)
+                error.exit_code = message.exit_code
+                raise error
+            slot.crash = slot.refusal = message.message  # others work: it is this device's affair
+            return
         if isinstance(message, Crashed):
             slot.crash = message.trace
             return
@@ -241,7 +253,7 @@ class LocalRunner(Generic[C, R, S, A]):
         slot.process = slot.connection = slot.unit = slot.item = None
         slot.ready = False
         if not was_ready:
-            self._refuse_endless_starts(slot, code, crash)
+            self._start_failed(slot, code, crash)
         if unit is None:
             return
         log.warning("A worker %s in %s%s.", how, unit.name, f", at {item}" if item else "")
@@ -265,15 +277,39 @@ class LocalRunner(Generic[C, R, S, A]):
         else:
             self._again.append(unit)
 
-    def _refuse_endless_starts(self, slot: Slot, code: int | None, crash: str | None) -> None:
+    def _start_failed(self, slot: Slot, code: int | None, crash: str | None) -> None:
+        """A worker died before it was ready: it is started again, or its device is retired.
+
+        Raises:
+            ScaError, RuntimeError: when no other device is left that might serve.
+        """
         slot.failed_starts += 1
-        if slot.failed_starts > self._retries or (crash and self._answer is None):
-            if crash:
-                raise RuntimeError(f"a worker failed {crash}")
-            raise ScaError(
-                f"workers on {slot.device} die while they start ({describe(code, None)}), "
-                f"{slot.failed_starts} times; is there memory for one model each? Try --workers 1"
-            )
+        is_hopeless = slot.refusal is not None or (crash is not None and self._answer is None)
+        if slot.failed_starts <= self._retries and not is_hopeless:
+            return
+        others = [
+            other
+            for other in self._slots
+            if other is not slot
+            and not other.retired
+            and (self._answer is not None or other.device != slot.device)
+        ]
+        if others:
+            slot.retired = True
+            log.error(
+                "Workers on %s die while they start (%s). It is left out; %d others go on.",
+                slot.device, describe(code, crash), len(others),
+            )  # fmt: skip
+            return
+        if crash and slot.refusal is None:
+            raise RuntimeError(f"a worker failed {crash}")
+        error = ScaError(
+            f"workers on {slot.device} die while they start ({describe(code, crash)}), "
+            f"{slot.failed_starts} times; is there memory for one model each? Try --workers 1"
+        )
+        if self._answer is not None:
+            error.exit_code = EXIT_STOPPED  # something was begun, and may go on
+        raise error
 
     def _watch(self) -> None:
         """Names the item that a worker is stuck at, and ends that worker at the deadline."""

@@ -43,20 +43,22 @@ class Slot:
     told_to_stop: bool = False
     crash: str | None = None
     failed_starts: int = 0
+    refusal: str | None = None
+    retired: bool = False  # no worker could be started here
 
     def messages(self) -> Iterator[object]:
         """The worker's messages since, without waiting for more."""
         try:
             while self.connection is not None and self.connection.poll():
                 yield self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: killed in mid-sentence
             self.connection = None
 
     def send(self, message: object) -> None:
         try:
             if self.connection is not None:
                 self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             return  # it has died since; whoever listens finds out
 
     def how_it_died(self, code: int | None, unit_timeout_s: float | None) -> str:

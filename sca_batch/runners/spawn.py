@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from types import ModuleType
 
 __all__ = ["main_module_hidden", "signals_blocked", "start_fork_server"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def start_fork_server(preload: Sequence[str]) -> None:
@@ -23,6 +23,10 @@ def start_fork_server(preload: Sequence[str]) -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
+        # First the tracker of shared resources, which the fork server starts too: who starts it
+        # unblocks SIGINT and SIGTERM again (CPython's resource_tracker), and what is started then
+        # would hear them.
+        resource_tracker.ensure_running()
         with signals_blocked():
             forkserver.ensure_running()
     finally:

@@ -22,8 +22,11 @@ class MakeBad:
     deeds: tuple[tuple[str, str], ...] = ()
     marks: str | None = None
     at_start: str | None = None
+    on_device: str | None = None  # what happens at the start happens there only
 
     def __call__(self, device):
+        if self.on_device not in (None, device):
+            return BadWorker(dict(self.deeds), self.marks, device)
         if self.at_start == "refuse":
             raise ScaError("no such model; name another")
         if self.at_start == "die":

@@ -38,7 +38,7 @@ def test_a_listener_hears_a_run_in_its_order(boxed, tmp_path):
     outcome, told = heard(small_request(boxed, tmp_path / "out"))
     assert [type(event) for event in told] == [
         events.EngineChosen, events.Planned, events.Resumed, events.ImageDone, events.ImageDone,
-        events.ImageDone, events.Finished,
+        events.ImageDone, events.Exporting, events.Finished,
     ]  # fmt: skip
     assert told[1] == events.Planned(3)
     assert told[3].regions == 1

@@ -85,7 +85,8 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_rows(
     )
     assert outcome.tally.stopped
     assert outcome.exit_code == 75
-    assert f".shard-000000.partial-{stop_after}.parquet" in files_of(tmp_path / "out")
+    pieces = [name for name in files_of(tmp_path / "out") if "partial" in name]
+    assert pieces == [f".shard-000000.partial-{i}-{i + 1}.parquet" for i in range(stop_after)]
     outcome = start(shard_size=3)
     assert (outcome.tally.images, outcome.tally.resumed_images) == (3 - stop_after, stop_after)
     assert not [name for name in files_of(tmp_path / "out") if "partial" in name]
@@ -102,7 +103,7 @@ def test_an_exception_in_the_middle_keeps_what_was_done(start, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         start(shard_size=3, listen=fail)
-    assert ".shard-000000.partial-2.parquet" in files_of(tmp_path / "out")
+    assert ".shard-000000.partial-1-2.parquet" in files_of(tmp_path / "out")
     assert start(shard_size=3).tally.images == 1
 
 

@@ -51,12 +51,14 @@ def test_units_are_named_after_their_shards():
     assert unit_index(unit_name(1_234_567)) == 1_234_567
 
 
-def test_a_beginning_is_hidden_and_replaced_by_a_longer_one(resume):
+def test_pieces_are_hidden_and_added_to_until_the_shard_is_whole(resume):
     shard = resume()
     work(shard, 2)
-    assert names(resume.out) == [".shard-000000.partial-2.parquet"]
+    assert names(resume.out) == [".shard-000000.partial-0-2.parquet"]
     work(shard, 1)
-    assert names(resume.out) == [".shard-000000.partial-3.parquet"]
+    assert names(resume.out) == [
+        ".shard-000000.partial-0-2.parquet", ".shard-000000.partial-2-3.parquet",
+    ]  # fmt: skip
     again = resume()
     assert [ref.key for ref in again.remaining()] == ["3.png", "4.png"]
     work(again, 2)
@@ -69,7 +71,7 @@ def test_a_beginning_is_hidden_and_replaced_by_a_longer_one(resume):
 def test_commits_come_with_time(resume):
     shard = resume(commit_every_s=-1.0)
     shard.add(failed(shard.remaining()[0]))
-    assert names(resume.out) == [".shard-000000.partial-1.parquet"]
+    assert names(resume.out) == [".shard-000000.partial-0-1.parquet"]
 
 
 def test_a_beginning_of_other_settings_or_a_damaged_one_is_made_again(resume, caplog):

@@ -103,6 +103,52 @@ def test_workers_that_cannot_start_do_not_start_for_ever(run):
         run(at_start="bug")
 
 
+@pytest.mark.parametrize("devices", [["good", "bad"], ["bad", "good", "good"]])
+@pytest.mark.parametrize("at_start", ["die", "bug"])
+def test_a_device_that_cannot_start_is_left_out_and_the_others_go_on(devices, at_start, caplog):
+    from bad_workers import MakeBad
+
+    events = []
+    start_fork_server(PRELOAD)
+    with LocalRunner(MakeBad(at_start=at_start, on_device="bad"), devices) as runner:
+        assert runner.about()["device"] == "good"
+        runner.run([f"u{i}" for i in range(9)], None, events.append, lambda: False)
+        assert runner.retired in ((), ("bad",))  # units may be done before the last try
+        if devices[0] == "bad":
+            assert runner.retired == ("bad",)
+    assert sorted(e.unit for e in events if isinstance(e, Stopped)) == [f"u{i}" for i in range(9)]
+
+
+def test_a_device_that_refuses_what_others_do_is_left_out(caplog):
+    from bad_workers import MakeBad
+
+    events = []
+    start_fork_server(PRELOAD)
+    slow = tuple((f"u{n}/{i}", "slow") for n in range(9) for i in range(10))
+    make = MakeBad(deeds=slow, at_start="refuse", on_device="bad")
+    with LocalRunner(make, ["good", "bad"]) as runner:
+        runner.about()
+        runner.run([f"u{i}" for i in range(3)], None, events.append, lambda: False)
+        assert runner.retired == ("bad",)
+    assert "no such model" in caplog.text
+    assert len([e for e in events if isinstance(e, Stopped)]) == 3
+
+
+def test_a_worker_killed_in_the_middle_of_a_message_is_a_dead_worker_and_no_traceback():
+    from multiprocessing import Pipe
+
+    from sca_batch.runners.slots import Slot
+
+    ours, theirs = Pipe()
+    theirs.send_bytes(b"x" * 100)
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"half")
+    theirs.close()
+    slot = Slot("cpu", connection=ours)
+    assert ours.recv_bytes() == b"x" * 100
+    assert list(slot.messages()) == []
+    assert slot.connection is None
+
+
 def test_what_a_worker_logs_is_written_by_the_supervisor(run, caplog):
     with caplog.at_level(logging.WARNING):
         run({"u/1": "log"})
