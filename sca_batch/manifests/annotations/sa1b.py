@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from sca_batch.errors import ScaError
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
-    Request,
     Tally,
     is_id,
     is_side,
@@ -22,6 +21,7 @@ from sca_batch.manifests.annotations.sample import (
     whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt
+from sca_batch.manifests.request import Request
 from sca_batch.storage.archives import MEMBER
 
 __all__ = ["read_sa1b"]
