@@ -209,7 +209,7 @@ def train(
 def _only_run(out: Path) -> AbstractContextManager[Any]:
     """Keeps a second run out of the folder; of several processes the first one's lock is enough."""
 
-    from sca_batch.job.run import locked
+    from sca_batch.storage.lock import locked
 
     return locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
 

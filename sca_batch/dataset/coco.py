@@ -10,7 +10,6 @@ from typing import BinaryIO
 from sca_batch.dataset.schema import COORDINATE_FRAME, RecordRow, RegionRow
 from sca_batch.dataset.shards import RunFile, iter_rows, read_run
 from sca_batch.plan.run_plan import gone_ids
-from sca_batch.records import JsonObject
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.stores import AnyPath
 
@@ -51,7 +50,7 @@ def export_coco(dataset: AnyPath, target: AnyPath) -> Exported:
     return Exported(images, regions, failed)
 
 
-def _info(run: RunFile) -> JsonObject:
+def _info(run: RunFile) -> dict[str, object]:
     fingerprint, settings = run["fingerprint"], run.get("settings", {})
     return {
         "description": "Regions and captions written by sca (Segment and Caption Anything)",

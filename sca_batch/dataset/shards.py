@@ -57,11 +57,19 @@ Number = Literal["caption_logprob", "caption_score", "predicted_iou", "stability
 NUMBERS: tuple[Number, ...] = get_args(Number)
 
 
+class RunSettings(TypedDict, total=False):
+    """What is said of a run beside what its records depend on; more stands there."""
+
+    model: str
+    sources: list[str]
+    options: JsonObject
+
+
 class RunFile(TypedDict):
     """OUT/run.json: what records depend on, and what is good to know."""
 
     fingerprint: JsonObject
-    settings: NotRequired[JsonObject]
+    settings: NotRequired[RunSettings]
 
 
 class DamagedShardError(ScaError):
@@ -265,7 +273,7 @@ def _shortened(row: RecordRow) -> RecordRow:
     return row
 
 
-def write_run(out: AnyPath, run: RunFile) -> AnyPath:
+def write_run(out: AnyPath, run: Mapping[str, object]) -> AnyPath:
     """Writes OUT/run.json, `{"fingerprint": {...}, "settings": {...}, ...}`."""
     path = out / RUN_FILE
     text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False)

@@ -13,13 +13,13 @@ from sca_batch.images.fetch import read_bytes
 from sca_batch.images.policy import ReadPolicy
 from sca_batch.storage.archives import split_member
 
-__all__ = ["image_size"]
+__all__ = ["read_size_hw"]
 
 EXIF_ORIENTATION = 0x0112
 TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
+def read_size_hw(path: Path) -> tuple[int, int] | None:
     """(height, width) after the EXIF orientation, from the head of the file; None if it is none.
 
     A member of an archive is read whole.

@@ -8,7 +8,7 @@ missing shards made, the exports written. Nothing is printed; listeners are told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,9 +40,7 @@ from sca_batch.job.request import CaptionRequest, Failures, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
-    Lock,
     Run,
-    locked,
     open_run,
     refuse_foreign_folder,
     remove_run,
@@ -64,6 +62,7 @@ from sca_batch.plan.sources import refuse_output_inside
 from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.runners.local import LocalRunner
 from sca_batch.runners.protocol import InlineRunner
+from sca_batch.storage.lock import locked
 from sca_batch.storage.stores import AnyPath, any_path
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def caption_corpus(
         # Workers that start from here on take what the first one found, and say nothing of it.
         runner.make_worker = _MakeWorker(request, runner.workers)
         tell(EngineChosen(report.engine, report.engine_why))
-        with _held(out) as lock:
+        with locked(out) as lock:
             if request.existing.overwrite:
                 remove_run(out)
             run = open_run(
@@ -297,10 +296,8 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
         refuse_foreign_folder(out)
         if not _is_fresh(request, out):
             settings = read_run(out).get("settings", {})
-            sources, options = settings.get("sources"), settings.get("options")
-            if isinstance(sources, list):
-                refuse_other_sources(out, list(map(str, sources)), request)
-            kept = dict(options) if isinstance(options, dict) else {}
+            refuse_other_sources(out, settings.get("sources", request.source.names), request)
+            kept = dict(settings.get("options", {}))
             if request.existing.update:
                 kept.pop("limit", None)  # an update looks at all there is
             request = request.resolved(kept)
@@ -354,24 +351,6 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-@contextmanager
-def _held(out: AnyPath) -> Iterator[Lock]:
-    """The lock of the output.
-
-    Raises:
-        ScaError: for an output that cannot be made, or that another run holds.
-    """
-    with ExitStack() as stack:
-        try:
-            lock = stack.enter_context(locked(out))
-        except OSError as error:
-            why = error.strerror or error
-            raise ScaError(
-                f"{out}: cannot be written ({why}); name another folder with -o"
-            ) from None
-        yield lock
 
 
 def _hear(tell: Listener, deadline: Deadline, watch: DomainWatch, event: Event) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sca_batch.dataset.shards import read_run, write_run
 from sca_batch.errors import ScaError
-from sca_batch.images.decode import looks_like_image
 from sca_batch.images.policy import check_schemes
 from sca_batch.job.events import Listener, RetryingFailed, SourcesUnlisted
 from sca_batch.job.request import ALL_CODES, CaptionRequest
@@ -18,8 +17,8 @@ from sca_batch.job.run import Run, reopened
 from sca_batch.job.update import retry_failed, source_changes, update_plan
 from sca_batch.manifests.read import STDIN
 from sca_batch.plan.plan import Plan, plan_head
-from sca_batch.plan.sources import has_image_suffix, plan_sources
-from sca_batch.records import JsonObject, redacted
+from sca_batch.plan.sources import plan_sources
+from sca_batch.records import redacted
 from sca_batch.storage.stores import AnyPath
 
 __all__ = [
@@ -78,12 +77,7 @@ def list_sources(request: CaptionRequest) -> Plan:
         ScaError: for sources that are missing, empty or wrong, that name what may not be read, or
             that lack the regions which are asked for.
     """
-    plan = plan_sources(
-        request.source.names,
-        # A broken file that claims to be an image gets a row that says what is wrong with it.
-        is_image=lambda path: has_image_suffix(path) or looks_like_image(path),
-        box_format=request.source.box_format,
-    )
+    plan = plan_sources(request.source.names, box_format=request.source.box_format)
     if request.source.limit is not None:
         plan = plan_head(plan, request.source.limit)
     check_schemes(plan.survey.schemes, request.source.read)
@@ -160,5 +154,4 @@ def _note_sources(run: Run, sources: list[str]) -> None:
     before = read_run(run.out)
     settings = before.get("settings", {})
     if settings.get("sources") != sources:
-        kept: JsonObject = {**settings, "sources": [*sources]}
-        write_run(run.out, {**before, "settings": kept})
+        write_run(run.out, {**before, "settings": {**settings, "sources": sources}})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sca_batch.images.size import image_size
+from sca_batch.images.size import read_size_hw
 from sca_batch.manifests.read import manifest_images, manifest_unit
 from sca_batch.manifests.request import CheckFiles
 from sca_batch.manifests.row import Row
@@ -117,7 +117,7 @@ def _file_size(
     report.files_seen += 1
     if check_files == "exists":
         return None
-    size_hw = image_size(Path(uri))
+    size_hw = read_size_hw(Path(uri))
     if size_hw is None:
         report.problem(f"{place}: {uri} is not an image")
     return size_hw

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Literal, TypedDict, cast
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -15,8 +18,8 @@ from sca_batch.records import Prompt, Rle
 from sca_batch.storage.spool import Spool
 
 __all__ = [
-    "LISTING_SCHEMA", "PROMPTS", "STORE_SCHEMA", "Listing", "PromptCell", "Unit", "listing_frames",
-    "prompts_from_cell", "prompts_to_cell",
+    "LISTING_SCHEMA", "PROMPTS", "STORE_SCHEMA", "Listing", "PromptCell", "Survey", "Unit",
+    "listing_frames", "prompts_from_cell", "prompts_to_cell", "row_keys",
 ]  # fmt: skip
 
 Unit = Literal["line", "row", "index", "file"]  # what a position in a source is called
@@ -48,6 +51,7 @@ LISTING_SCHEMA: dict[str, pl.DataType] = {
 # Python objects alive while a manifest is read; rows with masks are long.
 ROWS_AT_ONCE = 50_000
 BYTES_AT_ONCE = 16 << 20
+FIRST_KEYS = 5  # that a survey shows
 
 
 class PromptCell(TypedDict):
@@ -92,14 +96,78 @@ def prompts_from_cell(cell: list[PromptCell] | None) -> tuple[Prompt, ...] | Non
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one look at every row tells: whether all ids are integers, keys, URLs and regions.
+
+    `key_hashes` has 8 bytes of each row.
+    """
+
+    numbered: bool
+    key_hashes: npt.NDArray[np.uint64]
+    first_keys: tuple[str, ...]
+    schemes: frozenset[str]
+    with_regions: int
+    first_without_regions: str | None
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> Survey:
+        """The survey of rows with `LISTING_SCHEMA`'s columns."""
+        keys = row_keys(rows)
+        schemes = rows["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
+        without = keys.filter(rows["prompts"].is_null())
+        return cls(
+            numbered=rows["given_number"].null_count() == 0,
+            key_hashes=keys.hash().to_numpy(),
+            first_keys=tuple(keys.head(FIRST_KEYS)),
+            schemes=frozenset(schemes.str.to_lowercase().unique()),
+            with_regions=rows.height - len(without),
+            first_without_regions=without[0] if len(without) else None,
+        )
+
+    @classmethod
+    def joined(cls, surveys: Sequence[Survey]) -> Survey:
+        """One survey of the rows of all, in their order."""
+        without = (survey.first_without_regions for survey in surveys)
+        return cls(
+            numbered=all(survey.numbered for survey in surveys),
+            key_hashes=np.concatenate(
+                [np.zeros(0, np.uint64), *(survey.key_hashes for survey in surveys)]
+            ),
+            first_keys=tuple(
+                islice(chain.from_iterable(survey.first_keys for survey in surveys), FIRST_KEYS)
+            ),
+            schemes=frozenset().union(*(survey.schemes for survey in surveys)),
+            with_regions=sum(survey.with_regions for survey in surveys),
+            first_without_regions=next((key for key in without if key is not None), None),
+        )
+
+
+def row_keys(rows: pl.DataFrame) -> pl.Series:
+    """The identity of each row of a listing: its given id, or without one its file name."""
+    return rows.select(pl.coalesce("given_id", "file_name").alias("key")).to_series()
+
+
+@dataclass(frozen=True, eq=False)
 class Listing:
     """What one source lists: rows with `LISTING_SCHEMA`'s columns, and how to point into it."""
 
     name: str
     rows: Spool = field(repr=False)
+    survey: Survey = field(repr=False)
     unit: Unit = "file"
     skipped_files: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, frames: Iterable[pl.DataFrame], unit: Unit = "file", skipped_files: int = 0
+    ) -> Listing:
+        """The rows of all frames, written to disk and surveyed in one go."""
+        rows, surveys = Spool(LISTING_SCHEMA), []
+        for frame in frames:
+            surveys.append(Survey.of(frame))
+            rows.add(frame)
+        return cls(name, rows, Survey.joined(surveys), unit, skipped_files)
 
     @property
     def frame(self) -> pl.DataFrame:

@@ -11,11 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.formats import MANIFEST_SUFFIXES, OnProblem, jsonl_rows, manifest_rows
-from sca_batch.manifests.listing import LISTING_SCHEMA, Listing, Unit, listing_frames
+from sca_batch.manifests.listing import Listing, Unit, listing_frames
 from sca_batch.manifests.row import Row
 from sca_batch.manifests.values import BoxFormat
 from sca_batch.records import redacted
-from sca_batch.storage.spool import Spool
 
 __all__ = ["STDIN", "is_manifest", "manifest_images", "manifest_unit", "read_manifest"]
 
@@ -81,9 +80,8 @@ def read_manifest(
         ScaError: at the first thing that is wrong, with file, line or row, column and remedy.
     """
     images = manifest_images(source, root=root, box_format=box_format, stdin=stdin)
-    spool = Spool.of(listing_frames(images), LISTING_SCHEMA)
     name = "standard input" if source == STDIN else source
-    return Listing(name, spool, manifest_unit(source))
+    return Listing.of(name, listing_frames(images), manifest_unit(source))
 
 
 def _locate(given: str, folder: str, root: str) -> tuple[str, str]:

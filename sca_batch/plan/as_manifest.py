@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from sca_batch.errors import ScaError
-from sca_batch.images.decode import looks_like_image
 from sca_batch.manifests.listing import PromptCell
 from sca_batch.manifests.request import BuildRequest
 from sca_batch.manifests.values import as_written
 from sca_batch.manifests.write import write_manifest
 from sca_batch.plan.plan import Plan, PlanRow, plan_head
-from sca_batch.plan.sources import has_image_suffix, plan_sources
+from sca_batch.plan.sources import plan_sources
 
 __all__ = ["plan_rows", "write_sources"]
 
@@ -28,7 +27,6 @@ def write_sources(request: BuildRequest, target: Path | None, stdin: BinaryIO | 
     """
     plan = plan_sources(
         request.sources,
-        is_image=lambda path: has_image_suffix(path) or looks_like_image(path),
         box_format=request.box_format,
         stdin=stdin,
     )

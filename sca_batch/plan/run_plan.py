@@ -22,14 +22,9 @@ from sca_batch.storage.spool import rebatched
 from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
-    "RUN_PLAN_SCHEMA",
-    "RunPlan",
-    "run_plan_frames",
-    "gone_ids",
-    "open_run_plan",
-    "stat_columns",
+    "RUN_PLAN_SCHEMA", "RunPlan", "gone_ids", "open_run_plan", "run_plan_frames", "stat_columns",
     "write_run_plan",
-]
+]  # fmt: skip
 
 # What a run adds to the rows of a plan. A row's version rises when it is to be done again; `gone`
 # marks one whose source has vanished; size and time are the file's when it was listed, size and
@@ -123,6 +118,7 @@ class RunPlan:
 
     def refs(self, index: int) -> list[ImageRef]:
         """The images of one shard."""
+        self._refuse_older()
         first, last = self.first_row(index), self.first_row(index) + self.rows_of(index)
         rows: list[PlanRow] = []
         while first < last:
@@ -141,12 +137,8 @@ class RunPlan:
     def batches(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
         """Every row, with all of `RUN_PLAN_SCHEMA`'s columns or some, in batches."""
         wanted = columns or list(RUN_PLAN_SCHEMA)
-        # Plans that were made before there was a column have nothing in it.
-        known = [name for name in wanted if name in self._file.schema_arrow.names]
-        absent = [pl.lit(None, RUN_PLAN_SCHEMA[n]).alias(n) for n in wanted if n not in known]
-        for batch in self._tables(known):
-            frame = cast(pl.DataFrame, pl.from_arrow(batch))
-            yield frame.with_columns(absent).select(wanted)
+        for table in self._tables(wanted):
+            yield cast(pl.DataFrame, pl.from_arrow(table)).select(wanted)
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         try:
@@ -155,12 +147,20 @@ class RunPlan:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
 
+    def _refuse_older(self) -> None:
+        if self._file.schema_arrow.field("prompts").type in (pa.string(), pa.large_string()):
+            raise ScaError(
+                f"{self.path}: made by an older version; finish it with that one, or start again "
+                "with --overwrite"
+            )
+
     def check(self) -> None:
         """Compares the rows with the digest that was written beside them.
 
         Raises:
-            ScaError: when they differ.
+            ScaError: when they differ, or are those of an older version.
         """
+        self._refuse_older()
         digest = RowsDigest(self._file.schema_arrow.names)
         for table in self._tables():
             digest.add(table)
@@ -219,13 +219,19 @@ def stat_columns(batch: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     )
 
 
-def write_run_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> RunPlan:
-    """Writes OUT/plan/manifest.parquet; `digest` is that of the plan the run began with."""
+def write_run_plan(
+    frames: Iterable[pl.DataFrame], out: AnyPath, digest: str | None = None
+) -> RunPlan:
+    """Writes OUT/plan/manifest.parquet.
+
+    `digest` is that of the plan the run began with, by default the frames' own: the sha256 of
+    their `PLAN_SCHEMA` columns.
+    """
     path = out / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [pl.col(name).cast(kind) for name, kind in RUN_PLAN_SCHEMA.items()]
     empty = pl.DataFrame(schema=RUN_PLAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
-    rows_digest = RowsDigest(list(RUN_PLAN_SCHEMA))
+    plan_digest, rows_digest = RowsDigest(list(PLAN_SCHEMA)), RowsDigest(list(RUN_PLAN_SCHEMA))
     with (
         writing(path) as file,
         pq.ParquetWriter(file, empty.schema, compression="zstd") as writer,
@@ -234,10 +240,14 @@ def write_run_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) ->
         for frame in rebatched(frames, ROWS_AT_ONCE):
             table = frame.select(columns).to_arrow(compat_level=pl.CompatLevel.oldest())
             rows_digest.add(table)
+            if digest is None:
+                plan_digest.add(table.select(list(PLAN_SCHEMA)))
             writer.write_table(table, row_group_size=ROWS_AT_ONCE)
-        writer.add_key_value_metadata(
-            {"sca.plan_digest": digest, "sca.rows_digest": rows_digest.hexdigest()}
-        )
+        digests = {
+            "sca.plan_digest": digest or plan_digest.hexdigest(),
+            "sca.rows_digest": rows_digest.hexdigest(),
+        }
+        writer.add_key_value_metadata(digests)
     return RunPlan(path)
 
 

@@ -9,7 +9,8 @@ from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ScaError
 from sca_batch.job.caption import caption_corpus
 from sca_batch.job.events import ImageDone
-from sca_batch.job.run import locked, refuse_foreign_folder, remove_run
+from sca_batch.job.run import refuse_foreign_folder, remove_run
+from sca_batch.storage.lock import locked
 
 # What the little shapes model needs to find anything; the defaults are for real SAM.
 SMALL = {

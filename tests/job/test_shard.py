@@ -21,7 +21,7 @@ def resume(tmp_path):
     manifest.write_text("\n".join(json.dumps({"uri": f"{i}.png"}) for i in range(5)))
     plan = make_plan([read_manifest(str(manifest))])
     out = tmp_path / "out"
-    write_run_plan(run_plan_frames(plan, 5), out, plan.digest)
+    write_run_plan(run_plan_frames(plan, 5), out)
 
     def resume(digest="d", commit_every_s=1e9):
         run_plan = open_run_plan(out)

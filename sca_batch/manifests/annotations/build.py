@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from sca_batch.errors import ScaError
-from sca_batch.images.size import image_size
+from sca_batch.images.size import read_size_hw
 from sca_batch.manifests.annotations import SOURCES
 from sca_batch.manifests.annotations.sample import AnnotatedImage, Tally
 from sca_batch.manifests.json_stream import CorruptAnnotationError
@@ -97,7 +97,7 @@ def _with_files(
                 continue
             path = found
         if check_files == "sizes":
-            size_hw = image_size(path)
+            size_hw = read_size_hw(path)
             if size_hw is None:
                 summary.drop("images whose file is no image", str(path))
                 continue
