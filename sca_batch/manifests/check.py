@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sca_batch.manifests.annotations.build import CheckFiles, SizeOf
+from sca_batch.images.size import read_size_hw
 from sca_batch.manifests.read import manifest_images, manifest_unit
+from sca_batch.manifests.request import CheckFiles
 from sca_batch.manifests.row import Row
 from sca_batch.manifests.values import BoxFormat, as_written
 from sca_batch.records import BoxXYXY
@@ -46,13 +47,12 @@ def check_manifest(
     path: Path,
     *,
     check_files: CheckFiles = "sizes",
-    size_of: SizeOf | None = None,
     box_format: BoxFormat | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ManifestReport:
     """Reads a manifest with the ordinary reader, then looks at the files and the boxes.
 
-    `exists` looks whether every image is there; `sizes` also opens it with `size_of`, to compare
+    `exists` looks whether every image is there; `sizes` also opens it, to compare
     `width` and `height` and to see which boxes leave it. A box that reaches over an edge is a
     note, one that lies wholly outside is a problem.
     """
@@ -68,7 +68,7 @@ def check_manifest(
         if key in seen:
             report.problem(f"{place}: {key} stands already in {unit} {seen[key]}")
         seen.setdefault(key, at)
-        _check_row(report, row, place, uri, check_files, size_of)
+        _check_row(report, row, place, uri, check_files)
         if progress is not None:
             progress(report.rows)
     if not report.rows and not report.problem_count:
@@ -77,15 +77,10 @@ def check_manifest(
 
 
 def _check_row(
-    report: ManifestReport,
-    row: Row,
-    place: str,
-    uri: str,
-    check_files: CheckFiles,
-    size_of: SizeOf | None,
+    report: ManifestReport, row: Row, place: str, uri: str, check_files: CheckFiles
 ) -> None:
     report.references += sum(map(len, row.references))
-    size_hw = _file_size(report, place, uri, check_files, size_of)
+    size_hw = _file_size(report, place, uri, check_files)
     if row.size_hw is not None and size_hw not in (None, row.size_hw):
         (height, width), (found_height, found_width) = row.size_hw, size_hw
         report.problem(
@@ -109,11 +104,7 @@ def _check_row(
 
 
 def _file_size(
-    report: ManifestReport,
-    place: str,
-    uri: str,
-    check_files: CheckFiles,
-    size_of: SizeOf | None,
+    report: ManifestReport, place: str, uri: str, check_files: CheckFiles
 ) -> tuple[int, int] | None:
     if check_files == "none":
         return None
@@ -124,9 +115,9 @@ def _file_size(
         report.problem(f"{place}: no file {uri}")
         return None
     report.files_seen += 1
-    if check_files == "exists" or size_of is None:
+    if check_files == "exists":
         return None
-    size_hw = size_of(Path(uri))
+    size_hw = read_size_hw(Path(uri))
     if size_hw is None:
         report.problem(f"{place}: {uri} is not an image")
     return size_hw

@@ -1,4 +1,4 @@
-"""The rows of a plan as rows of a manifest."""
+"""Sources as a manifest: the rows of their plan, with the columns of one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,41 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
+from sca_batch.errors import ScaError
 from sca_batch.manifests.listing import PromptCell
+from sca_batch.manifests.request import BuildRequest
 from sca_batch.manifests.values import as_written
-from sca_batch.plan.plan import Plan, PlanRow
+from sca_batch.manifests.write import write_manifest
+from sca_batch.plan.plan import Plan, PlanRow, plan_head
+from sca_batch.plan.sources import plan_sources
 
-__all__ = ["plan_rows"]
+__all__ = ["plan_rows", "write_sources"]
+
+
+def write_sources(request: BuildRequest, target: Path | None, stdin: BinaryIO | None) -> Plan:
+    """The plan of the request's sources, written to TARGET; None writes nothing.
+
+    Raises:
+        ScaError: for sources that are missing, empty or wrong, and a TARGET that is not JSON lines.
+    """
+    plan = plan_sources(
+        request.sources,
+        box_format=request.box_format,
+        stdin=stdin,
+    )
+    if request.limit is not None:
+        plan = plan_head(plan, request.limit)
+    if target is not None:
+        if target.suffix.lower() == ".parquet":
+            raise ScaError(
+                f"{target}: a manifest of folders and files is written as JSON lines: -o "
+                f"{target.with_suffix('.jsonl')}"
+            )
+        start = target.absolute().parent if request.relative else None
+        write_manifest(plan_rows(plan, start), target)
+    return plan
 
 
 def plan_rows(plan: Plan, start: Path | None) -> Iterator[dict[str, object]]:

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Reader,
-    Request,
     Tally,
     checked_box,
     checked_size,
@@ -21,6 +20,7 @@ from sca_batch.manifests.annotations.sample import (
 )
 from sca_batch.manifests.coco import read_coco
 from sca_batch.manifests.json_stream import corrupt
+from sca_batch.manifests.request import Request
 from sca_batch.records import JsonObject
 
 __all__ = ["COCO_READERS"]

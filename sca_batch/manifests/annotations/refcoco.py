@@ -12,7 +12,6 @@ from sca_batch.manifests.annotations.refer_pickle import Ref, read_refs
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Reader,
-    Request,
     Tally,
     checked_box,
     find_file,
@@ -20,6 +19,7 @@ from sca_batch.manifests.annotations.sample import (
     make_regions,
 )
 from sca_batch.manifests.json_stream import corrupt, stream_members
+from sca_batch.manifests.request import Request
 
 __all__ = ["REFER_READERS", "in_split"]
 

@@ -1,4 +1,4 @@
-"""What every annotation reader is asked for and what it gives: images with boxes and phrases."""
+"""Annotated images with boxes and phrases, as every annotation reader gives them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 from sca_batch.boxes import is_box, xywh_to_xyxy
 from sca_batch.errors import ScaError
-from sca_batch.manifests.json_stream import Progress, corrupt
+from sca_batch.manifests.json_stream import corrupt
+from sca_batch.manifests.request import Request
 from sca_batch.records import Json, JsonObject
 
 __all__ = [
-    "AnnotatedImage", "AnnotatedRegion", "Reader", "RefProtocol", "Request", "Tally",
+    "AnnotatedImage", "AnnotatedRegion", "Reader", "Tally",
     "checked_box", "checked_size", "find_file", "is_id", "is_side", "make_regions",
     "require_split", "whole_box",
 ]  # fmt: skip
 
-RefProtocol = Literal["published", "clean"]
 LARGEST_PIXEL = 2**31  # boxes are kept as int32 while a file is read
-
-
-def _silent(stage: str, done: int) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to read. `annotations` and `images` replace the places below `root`.
-
-    `split_by` and `ref_protocol` concern the RefCOCO family alone, `min_confidence` SA-1B.
-    """
-
-    root: Path
-    split: str = "train"
-    annotations: Path | None = None
-    images: Path | None = None
-    split_by: str | None = None
-    ref_protocol: RefProtocol = "published"
-    min_confidence: float | None = None
-    progress: Progress = _silent
 
 
 @dataclass(frozen=True, slots=True)

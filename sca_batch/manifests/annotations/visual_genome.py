@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
-    Request,
     Tally,
     checked_size,
     find_file,
@@ -20,6 +19,7 @@ from sca_batch.manifests.annotations.sample import (
     whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt, stream_array, stream_members
+from sca_batch.manifests.request import Request
 
 __all__ = ["read_visual_genome"]
 
