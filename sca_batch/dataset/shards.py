@@ -24,27 +24,11 @@ from sca_batch.storage.digests import digest_rows
 from sca_batch.storage.stores import AnyPath, StorePath, each
 
 __all__ = [
-    "CONTENT_VERSION",
-    "RUN_FILE",
-    "DamagedShardError",
-    "ShardMark",
-    "checked_shards",
-    "dataset_shards",
-    "failed_rows",
-    "differing_keys",
-    "find_row",
-    "fingerprint_digest",
-    "iter_file",
-    "open_shard",
-    "iter_records",
-    "iter_rows",
-    "read_run",
-    "read_shard",
-    "read_shard_mark",
-    "shard_path",
-    "write_run",
-    "write_shard",
-]
+    "CONTENT_VERSION", "RUN_FILE", "DamagedShardError", "ShardMark", "checked_shards",
+    "dataset_shards", "differing_keys", "failed_rows", "find_row", "fingerprint_digest",
+    "iter_file", "iter_records", "iter_rows", "open_shard", "read_run", "read_shard",
+    "read_shard_mark", "shard_path", "write_run", "write_shard",
+]  # fmt: skip
 
 # Raised when the same inputs and settings give other records than the last version did.
 CONTENT_VERSION = 1
