@@ -49,7 +49,7 @@ def read_coco(
 ) -> CocoFile[I, A]:
     """Reads a COCO file once, from front to back, whichever list comes first.
 
-    Each entry, and the place in the file that messages name, goes to a function that checks it and
+    Each entry, and its list and index for messages, goes to a function that checks it and
     gives back the id of its image and what is kept of it, in plain types. `others` are told the
     entries of more lists. What is kept waits in temporary files; about 40 bytes of each entry are
     held: as dicts, the 25 million of Objects365 would not fit into memory.
@@ -117,7 +117,7 @@ def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 @dataclass(frozen=True)
 class CocoFile(Generic[I, A]):
-    """What was kept of a COCO file, on disk."""
+    """The entries of a COCO file as they were kept, on disk."""
 
     images: _Entries[I]
     annotations: _Entries[A]

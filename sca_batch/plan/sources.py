@@ -1,4 +1,4 @@
-"""What people have, folders, files, patterns and manifests, as one plan."""
+"""Folders, files, patterns, archives, stores and manifests as one plan."""
 
 from __future__ import annotations
 
@@ -26,12 +26,7 @@ from sca_batch.records import redacted
 from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER, is_archive
 from sca_batch.storage.stores import AnyPath, StorePath
 
-__all__ = [
-    "FolderListing",
-    "list_folder",
-    "plan_sources",
-    "refuse_output_inside",
-]
+__all__ = ["FolderListing", "list_folder", "plan_sources", "refuse_output_inside"]
 
 Kind = Literal["manifest", "folder", "image", "pattern", "archive", "store"]
 
