@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
-from array import array
+import sqlite3
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Generic, TypeGuard, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
-
-from sca_batch.errors import ScaError
+from sca_batch.errors import OutputError, ScaError
 from sca_batch.manifests.json_stream import Progress, corrupt, stream_members
 from sca_batch.manifests.row import Row, parse_row
 from sca_batch.manifests.values import parse_box, parse_mask, parse_prompt_id, parse_texts
 from sca_batch.records import JsonObject, Prompt, Rle
-from sca_batch.storage.spool import Scratch
 
 __all__ = ["CocoFile", "coco_rows", "read_coco"]
 
@@ -28,13 +25,10 @@ FORM = (
     'a COCO file, {"images": [{"id": 1, "file_name": "a.jpg", ...}], "annotations": [...]}; '
     "one JSON object per line belongs into a .jsonl"
 )
-BYTES_AT_ONCE = 1 << 20
-IDS_AT_ONCE = 50_000  # Python strings alive while a file is read
 
 Id = int | str
 I = TypeVar("I")  # noqa: E741  what is kept of an image
 A = TypeVar("A")  # what is kept of an annotation
-T = TypeVar("T")
 
 
 def read_coco(
@@ -51,13 +45,13 @@ def read_coco(
 
     Each entry, and its list and index for messages, goes to a function that checks it and
     gives back the id of its image and what is kept of it, in plain types. `others` are told the
-    entries of more lists. What is kept waits in temporary files; about 40 bytes of each entry are
-    held: as dicts, the 25 million of Objects365 would not fit into memory.
+    entries of more lists. What is kept waits on disk: the 25 million annotations of Objects365
+    would not fit into memory.
 
     Raises:
         ScaError: for what is no such file, or no object, and whatever the functions raise.
     """
-    images, annotations, others = _Entries[I](), _Entries[A](), others or {}
+    file, others = CocoFile[I, A](), others or {}
     keys = ("images", "annotations", *others)
     for key, i, entry in stream_members(
         path, keys, expected=form, optional=optional, progress=progress
@@ -65,13 +59,12 @@ def read_coco(
         where = f"{key}[{i}]"
         if not isinstance(entry, dict):
             raise corrupt(path, where, "not an object", form)
-        if key == "images":
-            images.add(*keep_image(entry, where))
-        elif key == "annotations":
-            annotations.add(*keep_annotation(entry, where))
-        else:
+        if key in others:
             others[key](entry, where)
-    return CocoFile(images, annotations)
+        else:
+            keep = keep_image if key == "images" else keep_annotation
+            file.add(key, *keep(entry, where))
+    return file
 
 
 def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -115,84 +108,55 @@ def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield i, _with_regions(row, entry, of_image, str(path)) if with_regions else row
 
 
-@dataclass(frozen=True)
 class CocoFile(Generic[I, A]):
-    """The entries of a COCO file as they were kept, on disk."""
+    """The entries of a COCO file that were kept, in a database gone with the process."""
 
-    images: _Entries[I]
-    annotations: _Entries[A]
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("")
+        self._rows("PRAGMA journal_mode = OFF")  # nothing is ever undone
+        # An entry's id is its image's, as `repr` has it: 1 and "1" are different ids.
+        for table in ("images", "annotations"):
+            self._rows(f"CREATE TABLE {table} (id TEXT, kept BLOB)")
+
+    def add(self, table: str, image_id: Id, kept: I | A) -> None:
+        """Appends an entry to `images` or `annotations`.
+
+        Raises:
+            OutputError: when there is no room for temporary files.
+        """
+        content = pickle.dumps((image_id, kept), protocol=5)
+        self._rows(f"INSERT INTO {table} VALUES (?, ?)", repr(image_id), content)
 
     def strays(self) -> Iterator[tuple[int, Id]]:
         """Index and image id of each annotation whose image is not in the file."""
-        known = np.isin(self.annotations.hashes, self.images.hashes)
-        return ((i, self.annotations.read(i)[0]) for i in np.flatnonzero(~known).tolist())
+        for row, kept in self._rows(
+            "SELECT rowid, kept FROM annotations WHERE id NOT IN (SELECT id FROM images) "
+            "ORDER BY rowid"
+        ):
+            yield row - 1, pickle.loads(kept)[0]
 
     def groups(self) -> Iterator[tuple[Id, I, list[tuple[int, A]]]]:
         """Each image in order: its id, what was kept of it, its annotations with their index."""
-        for i in range(len(self.images)):
-            image_id, image = self.images.read(i)
-            yield image_id, image, self.annotations.of(image_id, self.images.hashes[i])
+        self._rows("CREATE INDEX IF NOT EXISTS of_image ON annotations (id)")
+        rows = self._rows(
+            "SELECT images.rowid, images.kept, annotations.rowid, annotations.kept FROM images "
+            "LEFT JOIN annotations ON annotations.id = images.id "
+            "ORDER BY images.rowid, annotations.rowid"
+        )
+        for (_, image), group in groupby(rows, key=itemgetter(0, 1)):
+            found = [(i - 1, pickle.loads(kept)[1]) for *_, i, kept in group if kept is not None]
+            yield *pickle.loads(image), found
 
-
-class _Entries(Generic[T]):
-    """Entries of one list, on disk; held are where each begins and the hash of its image's id."""
-
-    def __init__(self) -> None:
-        self._scratch = Scratch()
-        self._ends = array("q", [0])
-        self._ids: list[str] = []  # that were not hashed yet
-        self._waiting = bytearray()  # entries that are not on disk yet
-        self._hashes = [np.zeros(0, np.uint64)]
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def add(self, image_id: Id, kept: T) -> None:
-        content = pickle.dumps((image_id, kept), protocol=5)
-        self._waiting += content
-        if len(self._waiting) > BYTES_AT_ONCE:
-            self._flush()
-        self._ends.append(self._ends[-1] + len(content))
-        self._ids.append(repr(image_id))  # 1 and "1" are different ids
-        if len(self._ids) == IDS_AT_ONCE:
-            self._hash_ids()
-
-    def read(self, i: int) -> tuple[Id, T]:
-        start, end = self._ends[i], self._ends[i + 1]
-        self._flush()
-        image_id, kept = pickle.loads(self._scratch.read(start, end - start))
-        return image_id, kept
-
-    def of(self, image_id: Id, id_hash: np.uint64) -> list[tuple[int, T]]:
-        """The entries of an image, in order, with their index."""
-        low = np.searchsorted(self._sorted, id_hash, side="left")
-        high = np.searchsorted(self._sorted, id_hash, side="right")
-        read = ((i, *self.read(i)) for i in self._order[low:high].tolist())
-        return [(i, kept) for i, other_id, kept in read if other_id == image_id]
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._scratch.append(self._waiting)
-            self._waiting = bytearray()
-
-    def _hash_ids(self) -> None:
-        self._hashes.append(pl.Series(self._ids, dtype=pl.String).hash().to_numpy())
-        self._ids = []
-
-    @cached_property
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """The hash of each entry's image id; nothing can be added after it was asked for."""
-        self._hash_ids()
-        hashes, self._hashes = np.concatenate(self._hashes), []
-        return hashes
-
-    @cached_property
-    def _order(self) -> npt.NDArray[np.int64]:
-        return np.argsort(self.hashes, kind="stable")
-
-    @cached_property
-    def _sorted(self) -> npt.NDArray[np.uint64]:
-        return self.hashes[self._order]
+    def _rows(self, command: str, *values: str | bytes) -> sqlite3.Cursor:
+        try:
+            return self._database.execute(command, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise
+            raise OutputError(
+                f"{tempfile.gettempdir()}: no space left for temporary files; free some, or set "
+                "TMPDIR to a folder with more"
+            ) from None
 
 
 def _id_of(entry: JsonObject, place: str, key: str) -> Id:
