@@ -127,9 +127,13 @@ def box_tuple(values: Iterable[float]) -> BoxXYXY:
 
 def is_box(values: Sequence[object]) -> bool:
     """True for four finite numbers."""
-    return len(values) == 4 and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
+    try:
+        return len(values) == 4 and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            for v in values
+        )
+    except OverflowError:  # an integer too long for a float
+        return False
 
 
 def _with_bytes(rle: Rle) -> dict[str, Any]:

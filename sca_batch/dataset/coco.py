@@ -22,7 +22,7 @@ FAILURE_COLUMNS = ["image_id", "key", "file_name", "status", "error_code", "erro
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How much one export wrote; `failed` images stand in `info` only."""
+    """Counts of what one export wrote; `failed` images stand in `info` only."""
 
     images: int
     regions: int

@@ -24,7 +24,7 @@ from sca_batch.storage.digests import digest_rows
 from sca_batch.storage.stores import AnyPath, StorePath, each
 
 __all__ = [
-    "CONTENT_VERSION", "RUN_FILE", "DamagedShardError", "ShardMark", "checked_shards",
+    "CONTENT_VERSION", "RUN_FILE", "DamagedShardError", "RunFile", "ShardMark", "checked_shards",
     "dataset_shards", "differing_keys", "failed_rows", "find_row", "fingerprint_digest",
     "iter_file", "iter_records", "iter_rows", "open_shard", "read_run", "read_shard",
     "read_shard_mark", "shard_path", "write_run", "write_shard",
@@ -42,7 +42,7 @@ NUMBERS: tuple[Number, ...] = get_args(Number)
 
 
 class RunSettings(TypedDict, total=False):
-    """What is said of a run beside what its records depend on; more stands there."""
+    """Facts of a run beside what its records depend on; more stands there."""
 
     model: str
     sources: list[str]
@@ -62,10 +62,10 @@ class DamagedShardError(ScaError):
 
 @dataclass(frozen=True, slots=True)
 class ShardMark:
-    """What a shard says about itself: its place in the plan and the run that made it.
+    """The metadata of a shard: its rows in the plan and the run that made it.
 
     `first_row` and `last_row` are rows of the plan, from 0, both included. `versions` is JSON:
-    which version of its source each row was made from, by its place in the shard, where not 0.
+    which version of its source each row was made from, by its row in the shard, where not 0.
     """
 
     index: int
@@ -123,7 +123,7 @@ def read_shard(path: AnyPath) -> list[ImageRecord]:
 
 
 def read_shard_mark(path: AnyPath, *, check_rows: bool = True) -> ShardMark:
-    """What the shard says about itself, after comparing its rows with the digest it carries.
+    """The mark of a shard, after comparing its rows with the digest it carries.
 
     Raises:
         DamagedShardError: for a file that is damaged, incomplete or no shard.

@@ -1,4 +1,4 @@
-"""Whether a dataset is what its run says: every shard, row, mask and id."""
+"""The check of a dataset against its run: every shard, row, mask and id."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ def _row(ref: ImageRef, row: RecordRow) -> Iterator[str]:
         yield f"error_code {row['error_code']!r} is none of those there are"
     if status != "failed" and not (row["sha256"] and row["width"] and row["height"]):
         yield "no digest or no size, though it did not fail"
-    for place, region in enumerate(regions):
-        for what in _region(row, region, place):
-            yield f"regions[{place}]: {what}"
+    for i, region in enumerate(regions):
+        for what in _region(row, region, i):
+            yield f"regions[{i}]: {what}"
 
 
-def _region(row: RecordRow, region: RegionRow, place: int) -> Iterator[str]:
-    if region["region_id"] != place:
+def _region(row: RecordRow, region: RegionRow, expected_id: int) -> Iterator[str]:
+    if region["region_id"] != expected_id:
         yield f"region_id {region['region_id']}"
     segmentation = region["segmentation"]
     if segmentation is None:

@@ -22,7 +22,7 @@ MOST_NAMED = 20  # problems that a report spells out; all are counted
 
 @dataclass(slots=True)
 class ManifestReport:
-    """What a manifest holds; `problems` are what is wrong, `notes` what one may want to know."""
+    """Counts of a manifest; `problems` are what is wrong, `notes` what one may want to know."""
 
     rows: int = 0
     with_regions: int = 0

@@ -43,7 +43,7 @@ def read_coco(
 ) -> CocoFile[I, A]:
     """Reads a COCO file once, from front to back, whichever list comes first.
 
-    Each entry, and the place in the file that messages name, goes to a function that checks it and
+    Each entry, and its list and index for messages, goes to a function that checks it and
     gives back the id of its image and what is kept of it, in plain types. `others` are told the
     entries of more lists. What is kept waits on disk: the 25 million annotations of Objects365
     would not fit into memory.
@@ -109,7 +109,7 @@ def coco_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 class CocoFile(Generic[I, A]):
-    """What was kept of a COCO file, in a database below `TMPDIR` that is gone with the process."""
+    """The entries of a COCO file that were kept, in a database gone with the process."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("")

@@ -1,4 +1,4 @@
-"""Manifest files, one reader per format, each a stream of checked rows with their places."""
+"""Manifest files, one reader per format, each a stream of checked rows with their lines."""
 
 from __future__ import annotations
 

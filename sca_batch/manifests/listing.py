@@ -98,7 +98,7 @@ def prompts_from_cell(cell: list[PromptCell] | None) -> tuple[Prompt, ...] | Non
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What one look at every row tells: whether all ids are integers, keys, URLs and regions.
+    """The findings of one look at every row: keys, URLs, regions, and if all ids are integers.
 
     `key_hashes` has 8 bytes of each row.
     """
@@ -150,7 +150,7 @@ def row_keys(rows: pl.DataFrame) -> pl.Series:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What one source lists: rows with `LISTING_SCHEMA`'s columns, and how to point into it."""
+    """The images of one source: rows with `LISTING_SCHEMA`'s columns, and how to point into it."""
 
     name: str
     rows: Spool = field(repr=False)

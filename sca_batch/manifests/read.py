@@ -27,7 +27,7 @@ def is_manifest(source: str) -> bool:
 
 
 def manifest_unit(source: str) -> Unit:
-    """What a position in the manifest is called."""
+    """The name of a position in the manifest: line, row or index."""
     units: dict[str, Unit] = {".parquet": "row", ".json": "index"}
     return units.get(Path(source).suffix.lower(), "line")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,17 +13,9 @@ from sca_batch.errors import ScaError
 from sca_batch.records import BoxXYXY, Json, Rle
 
 __all__ = [
-    "BoxFormat",
-    "as_written",
-    "is_utf8",
-    "parse_box",
-    "parse_labels",
-    "parse_mask",
-    "parse_points",
-    "parse_prompt_id",
-    "parse_texts",
-    "show",
-]
+    "BoxFormat", "as_written", "is_utf8", "parse_box", "parse_labels", "parse_mask", "parse_points",
+    "parse_prompt_id", "parse_texts", "show",
+]  # fmt: skip
 
 BoxFormat = Literal["xyxy", "xywh"]
 
@@ -34,25 +26,18 @@ RLE_FORM = '{"size": [height, width], "counts": ...}'
 def parse_box(box: object, where: str, order: BoxFormat) -> BoxXYXY:
     """One box, checked: four finite numbers in order; equal sides and any position are fine."""
     expected = f"expected {BOX_ORDER[order]} in pixels"
-    if not isinstance(box, list | tuple) or not _is_finite_box(box):
+    if not isinstance(box, list | tuple) or not is_box(box):
         raise ScaError(f"{where} {show(box)} is not four finite numbers; {expected}")
     a, b, c, d = map(float, box)
     if order == "xyxy":
         wrong = "x1 < x0" if c < a else "y1 < y0" if d < b else None
     else:
         wrong = "width < 0" if c < 0 else "height < 0" if d < 0 else None
-        if not _is_finite_box((a, b, a + c, b + d)):
+        if not is_box((a, b, a + c, b + d)):
             wrong = "an end that is not finite"
     if wrong:
         raise ScaError(f"{where} {show(box)} has {wrong}; {expected}")
     return box_tuple((a, b, c, d) if order == "xyxy" else xywh_to_xyxy((a, b, c, d)).tolist())
-
-
-def _is_finite_box(box: Sequence[object]) -> bool:
-    try:
-        return is_box(box)
-    except OverflowError:  # an integer too long for a float
-        return False
 
 
 def parse_points(value: object, where: str) -> tuple[tuple[float, float], ...]:
@@ -61,7 +46,7 @@ def parse_points(value: object, where: str) -> tuple[tuple[float, float], ...]:
         raise ScaError(f"{where} {show(value)} is not a list; expected [x, y] or [[x, y], ...]")
     points = [value] if value and not isinstance(value[0], list | tuple) else value
     for point in points:
-        if not isinstance(point, list | tuple) or not _is_finite_box([*point, 0, 0]):
+        if not isinstance(point, list | tuple) or not is_box([*point, 0, 0]):
             raise ScaError(
                 f"{where} {show(point)} is not two finite numbers; expected x, y in pixels"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sca_batch.errors import ScaError
+from sca_batch.manifests.row import dump_json
 from sca_batch.storage.atomic import writing
 
 __all__ = ["write_manifest"]
@@ -52,18 +52,9 @@ def write_manifest(rows: Iterable[Mapping[str, object]], target: Path) -> None:
                 _write_parquet(rows, file)
             else:
                 for row in rows:
-                    file.write(f"{_json_line(row)}\n".encode())
+                    file.write(f"{dump_json(row, str(target))}\n".encode())
     except OSError as error:
         raise ScaError(f"{target}: cannot be written ({error.strerror or error})") from None
-
-
-def _json_line(row: Mapping[str, object]) -> str:
-    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: only its escape is valid UTF-8
-        text = json.dumps(row, separators=(",", ":"))
-    return text
 
 
 def _write_parquet(rows: Iterable[Mapping[str, object]], file: IO[bytes]) -> None:

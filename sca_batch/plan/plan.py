@@ -52,9 +52,6 @@ class PlanRow(TypedDict):
     extra: str
 
 
-FIRST_KEYS = 5  # that a survey shows
-
-
 @dataclass(frozen=True, eq=False)
 class Plan:
     """One row per image. The rows stand on disk; only batches of them are ever held.

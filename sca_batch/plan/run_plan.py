@@ -78,8 +78,8 @@ class RunPlan:
             shards = batch["shard"].to_numpy()
             versions = batch["version"].to_numpy()
             starts.append(np.flatnonzero(np.diff(shards, prepend=before)) + rows)
-            places = np.flatnonzero(versions)
-            versioned.append(np.stack([places + rows, versions[places]]))
+            raised = np.flatnonzero(versions)
+            versioned.append(np.stack([raised + rows, versions[raised]]))
             gone.append(np.flatnonzero(batch["gone"].to_numpy(zero_copy_only=False)) + rows)
             rows, before = rows + len(shards), int(shards[-1])
         self._starts: npt.NDArray[np.int64] = np.concatenate([*starts, [rows]]).astype(np.int64)
@@ -104,9 +104,9 @@ class RunPlan:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def is_gone(self, row: int) -> bool:
-        """Whether the source of a row has vanished."""
-        place = np.searchsorted(self.gone_rows, row)
-        return bool(place < len(self.gone_rows) and self.gone_rows[place] == row)
+        """True for a row whose source has vanished."""
+        at = np.searchsorted(self.gone_rows, row)
+        return bool(at < len(self.gone_rows) and self.gone_rows[at] == row)
 
     def versions(self, index: int, rows: int | None = None) -> str:
         """The versions of a shard's first `rows` rows that are not 0, as shards carry them."""

@@ -25,7 +25,7 @@ EXAMPLES = 3  # files that a summary names for each reason
 
 @dataclass(slots=True)
 class BuildSummary:
-    """What a manifest holds, and what it does not, by reason, with some of the files."""
+    """Counts of a manifest's images and regions, and of what it lacks, with some of the files."""
 
     images: int = 0
     regions: int = 0

@@ -31,7 +31,7 @@ BOX_FORM = '"bbox": [x, y, width, height] in pixels'
 
 @dataclass(frozen=True, slots=True)
 class CocoFacts:
-    """Where a data set keeps its files; `{split}`, `{name}` and `{tail}` are filled in.
+    """The files of a data set; `{split}`, `{name}` and `{tail}` are filled in.
 
     `{name}` is the file's `file_name`, `{tail}` its last two parts. A region's phrase is its
     category's name as it is, or with `captions` its `caption`.
@@ -148,14 +148,14 @@ def read_instances(request: Request, tally: Tally, *, facts: CocoFacts) -> Itera
 
 
 def _candidates(request: Request, facts: CocoFacts, name: str) -> tuple[Path, ...]:
-    """Where the file of an image may be."""
+    """The files that may be an image's, the likeliest first."""
     tail = "/".join(PurePosixPath(name).parts[-2:])
     if request.images is not None:
         files = [request.images / name, request.images / tail]
     else:
         files = [
-            request.root / place.format(split=request.split, name=name, tail=tail)
-            for place in facts.images
+            request.root / file.format(split=request.split, name=name, tail=tail)
+            for file in facts.images
         ]
     return tuple(dict.fromkeys(files))
 

@@ -30,7 +30,7 @@ FORM = '{"images": [...], "annotations": [{"id": 1, "bbox": [x, y, width, height
 
 @dataclass(frozen=True, slots=True)
 class ReferFacts:
-    """Who split a data set, the first by default, and where its images are."""
+    """The makers of a data set's splits, the first by default, and the folders of its images."""
 
     name: str
     split_by: tuple[str, ...]
@@ -107,7 +107,7 @@ def read_refer(request: Request, tally: Tally, *, facts: ReferFacts) -> Iterator
 
 
 def in_split(split: str, wanted: str) -> bool:
-    """Whether a ref's split is the wanted one, by the rules of the refer format.
+    """True for a ref's split that is the wanted one, by the rules of the refer format.
 
     RefClef has refs in two test sets at once: testAB belongs to testA and to testB. `test` means
     any of them.
@@ -143,15 +143,15 @@ def _instances(
     keys = ("images", "annotations")
     for key, i, entry in stream_members(path, keys, expected=FORM, progress=request.progress):
         where = f"{key}[{i}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
+        if not isinstance(entry, dict) or not isinstance(entry_id := entry.get("id"), int | str):
             raise corrupt(path, where, "no id", FORM)
-        if key == "annotations" and entry["id"] in wanted:
-            boxes[entry["id"]] = checked_box(entry, path, where, FORM)
-        elif key == "images" and entry["id"] in of_image:
+        if key == "annotations" and entry_id in wanted:
+            boxes[entry_id] = checked_box(entry, path, where, FORM)
+        elif key == "images" and isinstance(entry_id, int) and entry_id in of_image:
             name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
             if not (isinstance(name, str) and name and is_side(width) and is_side(height)):
                 raise corrupt(path, where, "no file_name, width or height", FORM)
-            images[entry["id"]] = name, width, height
+            images[entry_id] = name, width, height
     return boxes, images
 
 

@@ -15,9 +15,8 @@ from sca_batch.manifests.request import Request
 from sca_batch.records import Json, JsonObject
 
 __all__ = [
-    "AnnotatedImage", "AnnotatedRegion", "Reader", "Tally",
-    "checked_box", "checked_size", "find_file", "is_id", "is_side", "make_regions",
-    "require_split", "whole_box",
+    "AnnotatedImage", "AnnotatedRegion", "Reader", "Tally", "checked_box", "checked_size",
+    "find_file", "is_id", "is_side", "make_regions", "require_split", "whole_box",
 ]  # fmt: skip
 
 LARGEST_PIXEL = 2**31  # boxes are kept as int32 while a file is read
@@ -50,7 +49,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What was left out, and what was kept although one may ask; both counted by reason."""
+    """Counts by reason of what was left out, and of what was kept although one may ask."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
@@ -63,7 +62,7 @@ def find_file(request: Request, names: Sequence[str], what: str) -> Path:
     """`--annotations`, or the first of `names` that exists below the root.
 
     Raises:
-        ScaError: naming every place that was looked at.
+        ScaError: naming every file that was looked for.
     """
     if request.annotations is not None and request.annotations.is_file():
         return request.annotations
@@ -98,12 +97,7 @@ def is_side(value: object) -> TypeGuard[int]:
 
 def whole_box(box: object) -> list[int] | None:
     """Four numbers truncated to whole pixels, each by itself; None when they are not numbers."""
-    if not isinstance(box, list | tuple):
-        return None
-    try:
-        if not is_box(box) or max(map(abs, box)) >= LARGEST_PIXEL:
-            return None
-    except OverflowError:  # an integer too long for a float
+    if not isinstance(box, list | tuple) or not is_box(box) or max(map(abs, box)) >= LARGEST_PIXEL:
         return None
     return [int(value) for value in box]
 

@@ -81,8 +81,9 @@ def _images(path: Path, wanted: set[int], request: Request) -> dict[int, tuple[s
     """Image id -> the folder its file lies in, width, height."""
     images = {}
     for i, entry in stream_array(path, expected=f"[{IMAGE_FORM}]", progress=request.progress):
-        image_id = entry.get("image_id", entry.get("id")) if isinstance(entry, dict) else None
-        if not is_id(image_id):
+        if not isinstance(entry, dict) or not is_id(
+            image_id := entry.get("image_id", entry.get("id"))
+        ):
             raise corrupt(path, f"entry {i}", "no image_id", IMAGE_FORM)
         if image_id not in wanted:
             continue
@@ -99,15 +100,16 @@ def _regions(path: Path, wanted: set[int], request: Request, tally: Tally) -> di
     packed: dict[int, bytes] = {}
     form = f'[{{"id": 1, "regions": [{REGION_FORM}]}}]'
     for i, entry in stream_array(path, expected=form, progress=request.progress):
-        image_id = entry.get("id", entry.get("image_id")) if isinstance(entry, dict) else None
-        if not is_id(image_id) or not isinstance(entry.get("regions"), list):
+        of_image = entry if isinstance(entry, dict) else {}
+        image_id, regions = of_image.get("id", of_image.get("image_id")), of_image.get("regions")
+        if not is_id(image_id) or not isinstance(regions, list):
             raise corrupt(path, f"entry {i}", "no id or no regions", form)
-        if image_id not in wanted or not entry["regions"]:
+        if image_id not in wanted or not regions:
             continue
         if image_id in packed:
             raise corrupt(path, f"entry {i}", f"image {image_id} a second time", form)
         boxes, phrases, ids = [], [], []
-        for j, region in enumerate(entry["regions"]):
+        for j, region in enumerate(regions):
             box, phrase, region_id = _region(region, path, f"entry {i}, regions[{j}]")
             boxes.append(box)
             phrases.append(phrase)
