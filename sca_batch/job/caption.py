@@ -57,7 +57,7 @@ from sca_batch.job.sources import (
 from sca_batch.job.summary import write_summary
 from sca_batch.job.update import source_changes
 from sca_batch.plan.plan import Plan, plan_refs
-from sca_batch.plan.run_plan import open_plan
+from sca_batch.plan.run_plan import open_run_plan
 from sca_batch.plan.sources import refuse_output_inside
 from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.runners.local import LocalRunner
@@ -252,7 +252,7 @@ def preview_corpus(request: CaptionRequest) -> Preview:
     plan = list_sources(request)
     if out is None or _is_fresh(request, out):
         return Preview(request, plan, out)
-    run = Run(out, open_plan(out), read_run(out)["fingerprint"])
+    run = Run(out, open_run_plan(out), read_run(out)["fingerprint"])
     done = sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished_shards(run)))
     return Preview(request, plan, out, len(run.plan), done, source_changes(run.plan, plan))
 

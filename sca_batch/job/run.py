@@ -19,7 +19,7 @@ from sca_batch.dataset.shards import (
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
 from sca_batch.plan.plan import PLAN_FILE, Plan
-from sca_batch.plan.run_plan import CutPlan, cut_frames, open_plan, write_cut_plan
+from sca_batch.plan.run_plan import RunPlan, open_run_plan, run_plan_frames, write_run_plan
 from sca_batch.records import Json
 from sca_batch.storage.atomic import remove_unfinished
 from sca_batch.storage.lock import LOCK_FILE
@@ -46,7 +46,7 @@ class Run:
     """A run that exists on disk: its folder, its plan and what its records depend on."""
 
     out: AnyPath
-    plan: CutPlan
+    plan: RunPlan
     fingerprint: Mapping[str, Json]
 
     @property
@@ -74,16 +74,15 @@ def open_run(
     remove_unfinished(out)
     remove_unfinished(out / PLAN_FILE.parent)
     if exists:
-        plan = open_plan(out)
+        plan = open_run_plan(out)
         plan.check()
-        plan_digest = plan.digest
     else:
         fresh = make_plan()
-        plan_digest = fresh.digest
         fault("job.planned")
+        plan = write_run_plan(run_plan_frames(fresh, shard_size), out)
     fingerprint = {
         "content_version": CONTENT_VERSION,
-        "plan": plan_digest,
+        "plan": plan.digest,
         "shard_size": shard_size,
         **content,
     }
@@ -99,7 +98,6 @@ def open_run(
                 "started, choose another -o, or start over with --overwrite"
             )
     else:
-        plan = write_cut_plan(cut_frames(fresh, shard_size), out, plan_digest)
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)
@@ -107,7 +105,7 @@ def open_run(
 
 def reopened(run: Run) -> Run:
     """The run after its plan was rewritten."""
-    return Run(run.out, open_plan(run.out), run.fingerprint)
+    return Run(run.out, open_run_plan(run.out), run.fingerprint)
 
 
 def remove_run(out: AnyPath) -> None:

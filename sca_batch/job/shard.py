@@ -6,8 +6,8 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
+from sca_batch.dataset.schema import RecordRow
 from sca_batch.dataset.shards import (
     DamagedShardError,
     ShardMark,
@@ -19,7 +19,7 @@ from sca_batch.dataset.shards import (
 )
 from sca_batch.faults import fault
 from sca_batch.job.run import PARTIAL_NAME
-from sca_batch.plan.run_plan import CutPlan
+from sca_batch.plan.run_plan import RunPlan
 from sca_batch.records import ImageRecord, ImageRef
 from sca_batch.storage.stores import AnyPath
 
@@ -57,7 +57,7 @@ class ShardInProgress:
     Each commit appends a piece with what is new.
     """
 
-    def __init__(self, context: JobContext, plan: CutPlan, index: int) -> None:
+    def __init__(self, context: JobContext, plan: RunPlan, index: int) -> None:
         self.path = shard_path(context.out, index)
         self.index, self.plan, self.digest = index, plan, context.digest
         self.first_row, self.size = plan.first_row(index), plan.rows_of(index)
@@ -169,14 +169,14 @@ def find_pieces(out: AnyPath, index: int) -> list[AnyPath]:
 
 
 def recorded_rows(
-    out: AnyPath, plan: CutPlan, index: int, columns: list[str]
-) -> dict[int, dict[str, Any]]:
+    out: AnyPath, plan: RunPlan, index: int, columns: list[str]
+) -> dict[int, RecordRow]:
     """Some columns of every record of a shard that is on disk, by its row in the plan.
 
     What stands in a piece is newer than what stands in the finished file.
     """
     finished = shard_path(out, index)
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, RecordRow] = {}
     for path in [*([finished] if finished.exists() else []), *find_pieces(out, index)]:
         try:
             mark = read_shard_mark(path, check_rows=False)

@@ -17,11 +17,11 @@ from sca_batch.job.events import SourcesChanged
 from sca_batch.job.shard import recorded_rows
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.run_plan import (
-    CUT_SCHEMA,
-    CutPlan,
-    open_plan,
+    RUN_PLAN_SCHEMA,
+    RunPlan,
+    open_run_plan,
     stat_columns,
-    write_cut_plan,
+    write_run_plan,
 )
 from sca_batch.storage.spool import Spool, rebatched
 from sca_batch.storage.stores import AnyPath
@@ -33,7 +33,7 @@ STATS = ("size", "mtime_ns", "etag")
 MADE_FROM = ("prompts", "extra")
 ADDRESS = ("uri", "file_name")
 CELLS = (*ADDRESS, *MADE_FROM)
-LISTED = {name: CUT_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
+LISTED = {name: RUN_PLAN_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
 # Rows of the plan that are compared at a time. Each time those of the listing that differ are
 # fetched from disk: more rows, fewer fetches.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
@@ -96,15 +96,15 @@ def update_plan(
                 (numbers // shard_size + last.shard + 1).cast(pl.Int32).alias("shard"),
                 pl.lit(0, pl.Int32).alias("version"),
                 pl.lit(False).alias("gone"),
-            ).select(list(CUT_SCHEMA))
+            ).select(list(RUN_PLAN_SCHEMA))
             counts["new"] += batch.height
 
-    write_cut_plan(chain(kept(), fresh()), out, plan.digest)
+    write_run_plan(chain(kept(), fresh()), out, plan.digest)
     return _told(counts, followed=True)
 
 
 def source_changes(
-    plan: CutPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
+    plan: RunPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> SourcesChanged:
     """The findings of `update_plan`, told from cells, sizes, times and etags alone."""
     now = _Listed(listed)
@@ -155,7 +155,7 @@ def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
             first += batch.height
 
     if len(again):
-        write_cut_plan(marked(), out, plan.digest)
+        write_run_plan(marked(), out, plan.digest)
     return len(again)
 
 
@@ -236,8 +236,11 @@ class _Listed:
         listed_row = there.listed_row[rows_here]
         now = self.rows.take(listed_row)[np.searchsorted(np.unique(listed_row), listed_row)]
         assert now["key"].equals(block["key"].gather(rows_here)), "two keys have one hash"
+        # Not scattered: polars does not for lists of structs.
+        taken = np.arange(block.height)
+        taken[rows_here] = block.height + np.arange(len(rows_here))
         return block.with_columns(
-            block[name].scatter(rows_here, now[name]) for name in (*CELLS, *STATS)
+            pl.concat([block[name], now[name]]).gather(taken) for name in (*CELLS, *STATS)
         )
 
     def new(self) -> Iterator[pl.DataFrame]:
@@ -265,14 +268,14 @@ def _named_by_number(frame: pl.DataFrame) -> bool:
     return bool((frame["image_id"].cast(pl.String) == frame["key"]).all())
 
 
-def _checked_plan(out: AnyPath) -> CutPlan:
-    plan = open_plan(out)
+def _checked_plan(out: AnyPath) -> RunPlan:
+    plan = open_run_plan(out)
     plan.check()
     return plan
 
 
 def _compared(
-    out: AnyPath, plan: CutPlan, uris: dict[int, str], policy: ReadPolicy
+    out: AnyPath, plan: RunPlan, uris: dict[int, str], policy: ReadPolicy
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Of the rows in `uris`: those whose file is not the one that their record was made from, and
     those whose file cannot be read now though there is a record of it."""

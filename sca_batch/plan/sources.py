@@ -1,4 +1,4 @@
-"""What people have, folders, files, patterns and manifests, as one plan."""
+"""Folders, files, patterns, archives, stores and manifests as one plan."""
 
 from __future__ import annotations
 
@@ -24,15 +24,9 @@ from sca_batch.plan.listings import list_archive, list_store
 from sca_batch.plan.plan import Plan, make_plan
 from sca_batch.records import redacted
 from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER, is_archive
-from sca_batch.storage.spool import Spool
 from sca_batch.storage.stores import AnyPath, StorePath
 
-__all__ = [
-    "FolderListing",
-    "list_folder",
-    "plan_sources",
-    "refuse_output_inside",
-]
+__all__ = ["FolderListing", "list_folder", "plan_sources", "refuse_output_inside"]
 
 Kind = Literal["manifest", "folder", "image", "pattern", "archive", "store"]
 
@@ -201,36 +195,23 @@ def _utf8(name: str, folder: str) -> str:
 
 
 def _named(
-    files: pl.Series, base: str, root: Path, **columns: pl.Expr | pl.Series
+    found: pl.DataFrame, base: str, root: Path, **columns: pl.Expr
 ) -> Iterator[pl.DataFrame]:
-    """Files relative to `base` as a listing, named relative to `root`, in batches.
+    """Files relative to `base`, in the column `file`, as a listing in batches.
 
-    `columns` replace what is made from the files' names.
+    Their names are made relative to `root`; `columns` replace what is made from the names.
     """
     below = os.path.relpath(base, root)
     prefix = "" if below == "." else f"{below}/"
-    for start in range(0, len(files), NAMES_AT_ONCE):
-        frame = pl.DataFrame({"file": files.slice(start, NAMES_AT_ONCE)}).with_columns(
-            pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias("position"),
-            pl.lit(None, pl.Int64).alias("given_number"),
-            pl.lit(None, pl.String).alias("given_id"),
-            (pl.lit(base.rstrip("/") + "/") + pl.col("file")).alias("uri"),
-            (pl.lit(prefix) + pl.col("file")).alias("file_name"),
-            pl.lit(None, pl.String).alias("prompts"),
-            pl.lit("{}", pl.String).alias("extra"),
-            pl.lit(None, pl.Int64).alias("size"),
-            pl.lit(None, pl.String).alias("etag"),
-        )
-        yield frame.with_columns(
-            (column.slice(start, NAMES_AT_ONCE) if isinstance(column, pl.Series) else column).alias(
-                name
-            )
-            for name, column in columns.items()
-        )
-
-
-def _listing(name: str, frames: Iterable[pl.DataFrame], skipped_files: int = 0) -> Listing:
-    return Listing(name, Spool.of(frames, LISTING_SCHEMA), "file", skipped_files)
+    made = {name: pl.lit(None, kind) for name, kind in LISTING_SCHEMA.items()} | {
+        "uri": pl.lit(base.rstrip("/") + "/") + pl.col("file"),
+        "file_name": pl.lit(prefix) + pl.col("file"),
+        "extra": pl.lit("{}"),
+    }
+    for start in range(0, found.height, NAMES_AT_ONCE):
+        positions = pl.int_range(start, start + pl.len(), dtype=pl.Int64)
+        batch = found.slice(start, NAMES_AT_ONCE)
+        yield batch.select(**made | {"position": positions} | columns)
 
 
 def _folder_listing(source: str, root: Path) -> Listing:
@@ -239,8 +220,8 @@ def _folder_listing(source: str, root: Path) -> Listing:
         raise ScaError(
             f"{source}: no images; looked at {_counts(found.skipped_files, found.folders)}"
         )
-    frames = _named(found.files, os.path.abspath(source), root)
-    return _listing(f"the folder {source}", frames, found.skipped_files)
+    frames = _named(found.files.to_frame("file"), os.path.abspath(source), root)
+    return Listing.of(f"the folder {source}", frames, "file", found.skipped_files)
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
@@ -249,30 +230,23 @@ def _archive_listing(source: str, root: Path) -> Listing:
         raise ScaError(f"{source}: no images among its {skipped:,} members")
     # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
     frames = _named(
-        found["file"],
+        found,
         "/",
         root,
-        extra=found["extra"],
+        extra=pl.col("extra"),
         uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
         file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )
-    return _listing(f"the archive {source}", frames, skipped)
+    return Listing.of(f"the archive {source}", frames, "file", skipped)
 
 
 def _store_listing(source: str) -> Listing:
     found, skipped = list_store(source)
     if found.is_empty():
         raise ScaError(f"{redacted(source)}: no images among {skipped:,} objects")
-    frames = _named(
-        found["file"],
-        "/",
-        Path("/"),
-        uri=found["uri"],
-        file_name=pl.col("file"),
-        size=found["size"],
-        etag=found["etag"],
-    )
-    return _listing(redacted(source), frames, skipped)
+    given = {name: pl.col(name) for name in ("uri", "size", "etag")}
+    frames = _named(found, "/", Path("/"), file_name=pl.col("file"), **given)
+    return Listing.of(redacted(source), frames, "file", skipped)
 
 
 def _image_listing(sources: Sequence[str], root: Path) -> Listing:
@@ -283,9 +257,11 @@ def _image_listing(sources: Sequence[str], root: Path) -> Listing:
                 f"{source}: neither an image nor a manifest; expected image content, or one of the "
                 f"suffixes {', '.join((*MANIFEST_SUFFIXES, *ARCHIVE_SUFFIXES))}"
             )
-    files = pl.Series("file", [_utf8(os.path.abspath(s).lstrip("/"), "/") for s in sources])
-    names = pl.Series([os.path.relpath(source, root) for source in sources])
-    return _listing("the command line", _named(files, "/", root, file_name=names))
+    files = [_utf8(os.path.abspath(source).lstrip("/"), "/") for source in sources]
+    names = [os.path.relpath(source, root) for source in sources]
+    found = pl.DataFrame({"file": files, "file_name": names})
+    frames = _named(found, "/", root, file_name=pl.col("file_name"))
+    return Listing.of("the command line", frames)
 
 
 def _pattern_listings(source: str, root: Path, box_format: BoxFormat | None) -> list[Listing]:
@@ -305,8 +281,8 @@ def _pattern_listings(source: str, root: Path, box_format: BoxFormat | None) -> 
         else:
             skipped += 1
     if images:
-        frames = _named(pl.Series("file", sorted(images)), base, root)
-        return [_listing(f"the pattern {source}", frames, skipped)]
+        frames = _named(pl.DataFrame({"file": sorted(images)}), base, root)
+        return [Listing.of(f"the pattern {source}", frames, "file", skipped)]
     manifests = [match for match in matches if is_manifest(match) and os.path.isfile(match)]
     if manifests:
         return [read_manifest(match, root=root, box_format=box_format) for match in manifests]

@@ -117,14 +117,14 @@ def encode_masks(masks_MHW: Tensor) -> list[Rle]:
     ]
 
 
-def _run_lengths(columns_MWH: Tensor) -> list[Rle]:
+def _run_lengths(columns_MWH: Tensor) -> list[dict[str, list[int]]]:
     """Uncompressed RLE; only the pixels where runs change leave the device."""
     num_masks, width, height = columns_MWH.shape
     pixels_MP = columns_MWH.flatten(1)
     changes = (pixels_MP[:, 1:] ^ pixels_MP[:, :-1]).nonzero().cpu().numpy()
     starts_set = pixels_MP[:, 0].tolist()
     cuts = np.searchsorted(changes[:, 0], np.arange(num_masks + 1))
-    encoded: list[Rle] = []
+    encoded = []
     for i, set_first in enumerate(starts_set):
         inner = changes[cuts[i] : cuts[i + 1], 1] + 1
         runs = np.diff(np.concatenate([[0], inner, [height * width]])).tolist()

@@ -14,7 +14,6 @@ from sca_batch.images.decode import ANYWHERE
 from sca_batch.images.fetch import read_bytes
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
-    Request,
     Tally,
     is_id,
     is_side,
@@ -23,6 +22,7 @@ from sca_batch.manifests.annotations.sample import (
     whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt
+from sca_batch.manifests.request import Request
 from sca_batch.records import Json
 from sca_batch.storage.archives import MEMBER, UNREADABLE, open_archive
 
