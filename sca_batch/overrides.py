@@ -114,5 +114,5 @@ def _shown(expected: Any) -> str:
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if expected in simple:
         return simple[expected]
-    shown = str(expected).replace("typing.", "").replace("sca_batch.train.caption_recipes.", "")
+    shown = str(expected).replace("typing.", "").replace("sca_batch.train.recipes.", "")
     return f"JSON for {shown}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sca_batch.model.config import ScaConfig, config_from_dict
-from sca_batch.train.caption_recipes import CaptionRecipe, DataPart
+from sca_batch.train.recipes import CaptionRecipe, DataPart
 
 __all__ = [
     "TINY",

@@ -14,7 +14,7 @@ from sca_batch.cli.stopping import Stop, stop_on_signals
 from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
-    from sca_batch.train.caption_recipes import CaptionRecipe
+    from sca_batch.train.recipes import CaptionRecipe
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -131,7 +131,7 @@ def train(
     import dataclasses
 
     from sca_batch.overrides import with_settings
-    from sca_batch.train.caption_recipes import CAPTION_RECIPES
+    from sca_batch.train.recipes import CAPTION_RECIPES
     from sca_tiny.recipes import TINY_RECIPES, TinyRecipe
 
     if curves is not None:
@@ -239,8 +239,8 @@ def _manifests(recipe: CaptionRecipe, data: tuple[str, ...]) -> dict[str, Path]:
 
 def _preview(recipe: CaptionRecipe, manifests: dict[str, Path]) -> None:
     from sca_batch.manifests.references import read_captioned
-    from sca_batch.train.caption_recipes import check_recipe
     from sca_batch.train.estimate import preview
+    from sca_batch.train.recipes import check_recipe
 
     check_recipe(recipe)
     num_images = {name: len(read_captioned(path)) for name, path in manifests.items()}

@@ -14,10 +14,10 @@ from sca_batch.errors import ImageError, ScaError
 from sca_batch.images.decode import read_image
 from sca_batch.manifests.references import CaptionedImage, CaptionedImages
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
-from sca_batch.train.caption_recipes import CaptionRecipe
 from sca_batch.train.embeddings import EmbeddingCache
 from sca_batch.train.jitter import Draws, draw
 from sca_batch.train.order import SampleOrder
+from sca_batch.train.recipes import CaptionRecipe
 from sca_batch.train.samples import CaptionBatch, RegionSample, collate, training_sample
 from sca_batch.train.task import BatchFailure
 

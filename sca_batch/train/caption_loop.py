@@ -8,11 +8,11 @@ from pathlib import Path
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.references import CaptionedImages, read_captioned
-from sca_batch.train.caption_recipes import CaptionRecipe, check_recipe
 from sca_batch.train.caption_task import CaptionTask, run_settings
 from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.loop import Export, Outcome, room_on_disk, run_task
 from sca_batch.train.processes import open_accelerator
+from sca_batch.train.recipes import CaptionRecipe, check_recipe
 from sca_batch.train.start import starting_model
 from sca_batch.train.task import Report
 

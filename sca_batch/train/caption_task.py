@@ -17,7 +17,6 @@ from sca_batch.manifests.references import CaptionedImages
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
 from sca_batch.train.batches import RegionBatches
-from sca_batch.train.caption_recipes import RUN_FIELDS, CaptionRecipe
 from sca_batch.train.captioning import region_caption_loss
 from sca_batch.train.embeddings import EmbeddingCache, encoder_fingerprint
 from sca_batch.train.optimization import (
@@ -26,6 +25,7 @@ from sca_batch.train.optimization import (
     select_trainable,
 )
 from sca_batch.train.processes import begin_batch_worker, gathered
+from sca_batch.train.recipes import RUN_FIELDS, CaptionRecipe
 from sca_batch.train.samples import CaptionBatch
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation, settings_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sca_batch.model.checkpoint import build_empty
 from sca_batch.model.config import read_config
-from sca_batch.train.caption_recipes import CaptionRecipe
 from sca_batch.train.initial import sizes_before_training
 from sca_batch.train.optimization import parameter_groups, select_trainable
+from sca_batch.train.recipes import CaptionRecipe
 
 __all__ = ["preview"]
 

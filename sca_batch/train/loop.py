@@ -30,8 +30,8 @@ from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.curves import draw_curves
 from sca_batch.train.logs import listed, row_line
 from sca_batch.train.processes import gathered, summed
-from sca_batch.train.run_state import RunState, save_state, start_state, weights_of_step
 from sca_batch.train.sharding import make_whole, whole_everywhere
+from sca_batch.train.state import RunState, save_state, start_state, weights_of_step
 from sca_batch.train.task import BatchFailure, Report, RunSettings, Task
 from sca_batch.train.tracking import Tracking
 

@@ -9,8 +9,8 @@ from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
 from sca_batch.model.zoo import fetch_part, load_model, quiet_libraries, tokenizer_folder
 from sca_batch.storage.atomic import writing
-from sca_batch.train.caption_recipes import CaptionRecipe
 from sca_batch.train.initial import initial_model
+from sca_batch.train.recipes import CaptionRecipe
 
 __all__ = ["copy_tokenizer", "starting_model"]
 

@@ -25,9 +25,9 @@ from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel, caption_loss
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
-from sca_batch.train.caption_recipes import RUN_FIELDS
 from sca_batch.train.caption_task import CaptionTask
 from sca_batch.train.processes import begin_batch_worker
+from sca_batch.train.recipes import RUN_FIELDS
 from sca_batch.train.samples import CaptionBatch, RegionSample, collate
 from sca_batch.train.start import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, Validation

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from sca_batch.train.caption_loop import train_captioner
-from sca_batch.train.caption_recipes import CAPTION_RECIPES
+from sca_batch.train.recipes import CAPTION_RECIPES
 
 torch.set_num_threads(1)
 

@@ -30,8 +30,8 @@ from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint, published_state
 from sca_batch.train.caption_loop import train_captioner
-from sca_batch.train.caption_recipes import DataPart
 from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.recipes import DataPart
 
 
 def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(unbroken):
