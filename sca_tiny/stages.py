@@ -9,11 +9,11 @@ from typing import Any
 
 from sca_batch.errors import ScaError
 from sca_batch.model.parts import load_sam
-from sca_batch.train.caption_task import run_settings
+from sca_batch.train.caption_task import caption_settings
 from sca_batch.train.initial import initial_model
 from sca_batch.train.loop import Outcome, run_task
 from sca_batch.train.processes import open_accelerator
-from sca_batch.train.start import copy_tokenizer, starting_model
+from sca_batch.train.initial import copy_tokenizer, starting_model
 from sca_batch.train.task import Report, Task
 from sca_tiny.caption.task import SceneCaptionTask, mixer_from_decoder
 from sca_tiny.language.documents import read_corpus, train_tokenizer, write_corpus
@@ -106,7 +106,7 @@ def train_stage(
         accelerator = open_accelerator(settings, cpu=options.cpu)
         task = _reading_task(stage, out, art, options.report, accelerator)
     else:
-        settings = run_settings(stage)
+        settings = caption_settings(stage)
         accelerator = open_accelerator(settings, cpu=options.cpu)
         _refuse_missing(start=stage.start)
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)

@@ -125,6 +125,7 @@ def _decorator(found: OptionField) -> Callable[[F], F]:
         is_flag=is_flag,
         # Codes may be left out: then all are meant.
         **({"flag_value": "all"} if told.form == "codes" else {}),
+        multiple=told.form == "repeated",
         default=found.default,
         show_default=told.shown or not (is_flag or found.default in (None, ())),
         metavar=told.metavar,
@@ -136,11 +137,12 @@ def _decorator(found: OptionField) -> Callable[[F], F]:
 def _type(found: OptionField) -> click.ParamType[Any]:
     forms: dict[str | None, click.ParamType[Any]] = {
         "duration": Duration(), "failures": _Failures(), "names": _Names(), "codes": _Names(),
+        "repeated": click.STRING,
     }  # fmt: skip
-    if found.option.form is not None:
-        return forms[found.option.form]
     if found.choices:
         return click.Choice(found.choices)
+    if found.option.form is not None:
+        return forms[found.option.form]
     kinds: dict[type, click.ParamType[Any]] = {
         int: click.INT,
         float: click.FLOAT,

@@ -1,18 +1,20 @@
-"""Whoever asks a command to stop: a signal, of which the second acts at once, or the clock."""
+"""Wishes that a command stop: by a signal, of which the second acts at once, or by the clock."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 
 import click
 
 from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
-__all__ = ["Stop", "stop_on_signals"]
+__all__ = ["Stop", "stop_on_signals", "stop_training"]
 
 STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
 
@@ -30,9 +32,10 @@ class Stop:
     def exit_code(self) -> int:
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
 
-    def record(self) -> None:
-        """Notes that a step is done: so long before the limit one must stop."""
+    def requested_after_step(self) -> bool:
+        """The same, once a step: so long before the limit one must stop."""
         self._deadline.step()
+        return self.requested()
 
     def requested(self) -> bool:
         was_near = self._deadline.is_near
@@ -61,3 +64,16 @@ def stop_on_signals(time_limit_s: float | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_training(out: Path, time_limit_s: float | None) -> Iterator[Stop]:
+    """The same for a training, which has its folder for itself meanwhile.
+
+    Of several processes that train together the first one's lock is enough.
+    """
+    from sca_batch.job.run import locked
+
+    lock = locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    with lock, stop_on_signals(time_limit_s) as stop:
+        yield stop

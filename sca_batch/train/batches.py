@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,21 @@ from sca_batch.train.recipes import CaptionRecipe
 from sca_batch.train.samples import CaptionBatch, RegionSample, collate, training_sample
 from sca_batch.train.task import BatchFailure
 
-__all__ = ["RegionBatches"]
+__all__ = ["RegionBatches", "TokenizerFolder"]
 
 MOST_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A tokenizer by its folder: its functions do not travel to another process, this does."""
+
+    folder: Path
+    eos_token_id: int
+
+    @cached_property
+    def tokenizer(self) -> CaptionTokenizer:
+        return read_tokenizer(self.folder, eos_token_id=self.eos_token_id)
 
 
 class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
@@ -40,26 +53,22 @@ class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
         self,
         recipe: CaptionRecipe,
         sources: Sequence[CaptionedImages],
-        *,
         size: int,
-        tokenizer_folder: Path,
-        eos_token_id: int,
+        words: TokenizerFolder,
+        *,
         cache: EmbeddingCache | None = None,
     ) -> None:
-        self.recipe, self.sources, self.size, self.cache = recipe, sources, size, cache
-        self.tokenizer_folder, self.eos_token_id = tokenizer_folder, eos_token_id
+        self.recipe, self.sources, self.size = recipe, sources, size
+        self.words, self.cache = words, cache
         shares = [part.images for part in recipe.data]
         self.order = SampleOrder([len(source) for source in sources], shares, recipe.seed)
-        self._tokenizer: CaptionTokenizer | None = None
 
     def __getitem__(self, number: int) -> CaptionBatch | BatchFailure:
-        if self._tokenizer is None:  # here, because its functions do not travel to a process
-            self._tokenizer = read_tokenizer(self.tokenizer_folder, eos_token_id=self.eos_token_id)
         first = number * self.recipe.images_per_device
         left_out = Counter({"images_without_region": 0, "images_unreadable": 0})
         try:
             samples = self._samples(range(first, first + self.recipe.images_per_device), left_out)
-            return replace(collate(samples, self._tokenizer), left_out=dict(left_out))
+            return replace(collate(samples, self.words.tokenizer), left_out=dict(left_out))
         except ScaError as error:
             return BatchFailure(str(error))
 
@@ -67,14 +76,14 @@ class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
         samples = []
         for slot in slots:
             rng = np.random.default_rng([self.recipe.seed, 1, slot])
-            image = self._image(self.order(slot))
+            image = self._image(*self.order(slot))
             sample = self._sample(image, rng, left_out)
             if sample is not None:
                 samples.append(sample)
         if samples:
             return samples
         for _ in range(MOST_ATTEMPTS):
-            image = self._image(self.order.pick(int(rng.integers(len(self.order)))))
+            image = self._image(*self.order.pick(int(rng.integers(len(self.order)))))
             sample = self._sample(image, rng, left_out)
             if sample is not None:
                 return [sample]
@@ -83,8 +92,7 @@ class RegionBatches(Dataset[CaptionBatch | BatchFailure]):
             f"{image.key}: look at the manifest with sca manifest check"
         )
 
-    def _image(self, place: tuple[int, int]) -> CaptionedImage:
-        source, index = place
+    def _image(self, source: int, index: int) -> CaptionedImage:
         return self.sources[source][index]
 
     def _sample(

@@ -7,17 +7,36 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from sca_batch.errors import ScaError
 from sca_batch.storage.atomic import writing
+from sca_batch.train.sharding import OptimizerState
+from sca_batch.train.tracking import Row
 
-__all__ = ["Best", "Checkpoints"]
+__all__ = ["Best", "Checkpoint", "Checkpoints"]
 
 KEPT = 3
 _NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+class Checkpoint(TypedDict):
+    """Everything that the next step depends on. Tensors are whole and on the CPU.
+
+    `fingerprint` is a JSON object; `images` is the position in the data.
+    """
+
+    fingerprint: str
+    step: int
+    images: int
+    unvalidated: Row | None
+    trained: dict[str, Tensor]
+    optimizer: OptimizerState
+    scaler: dict[str, object] | None
+    task: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,7 @@ class Checkpoints:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return Best(int(raw["step"]), float(raw["score"]))
 
-    def save(self, step: int, state: dict[str, Any], *, score: float | None = None) -> None:
+    def save(self, step: int, state: Checkpoint, *, score: float | None = None) -> None:
         """Writes the checkpoint of `step`, then removes what is neither recent nor the best.
 
         `score` is that of a validation at this very step.
@@ -76,12 +95,10 @@ class Checkpoints:
             if best is None or old != best.step:
                 self.path(old).unlink()
 
-    def load(self, step: int) -> dict[str, Any]:
+    def load(self, step: int) -> Checkpoint:
         """Reads a checkpoint; nothing in it is run."""
         try:
-            state: dict[str, Any] = torch.load(
-                self.path(step), map_location="cpu", weights_only=True
-            )
+            state: Checkpoint = torch.load(self.path(step), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ScaError(
                 f"{self.path(step)}: cannot be read ({' '.join(str(error).split())}); remove it to "

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -116,7 +115,7 @@ def _is_count(name: str) -> bool:
     return name.startswith(("images", "regions")) or name.endswith("_per_s")
 
 
-def _add(found: dict[str, Series], step: int, values: Mapping[str, Any]) -> None:
+def _add(found: dict[str, Series], step: int, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
             found.setdefault(name, []).append((step, float(value)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,13 @@ from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config
 from sca_batch.model.parts import Parts, read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
+from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
+from sca_batch.model.zoo import fetch_part, load_model, quiet_libraries, tokenizer_folder
+from sca_batch.records import JsonObject
+from sca_batch.storage.atomic import writing
+from sca_batch.train.recipes import CaptionRecipe
 
-__all__ = ["initial_model", "sizes_before_training"]
+__all__ = ["copy_tokenizer", "initial_model", "sizes_before_training", "starting_model"]
 
 INITIALIZER_RANGE = 0.02  # of the published config.json
 
@@ -28,7 +32,7 @@ _SAM_SIZES = {
     "facebook/sam-vit-large": (1024, 24, 16, (5, 11, 17, 23)),
     "facebook/sam-vit-huge": (1280, 32, 16, (7, 15, 23, 31)),
 }
-_TEXT_SIZES: dict[str, dict[str, Any]] = {
+_TEXT_SIZES: dict[str, JsonObject] = {
     "gpt2": {"model_type": "gpt2"},
     "gpt2-large": {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20},
     "openlm-research/open_llama_3b_v2": {
@@ -158,3 +162,43 @@ def _drawn(empty: ScaModel, seed: int) -> dict[str, Tensor]:
             value = INITIALIZER_RANGE * torch.randn(parameter.shape, generator=generator)
         drawn[published_name(name)] = value
     return drawn
+
+
+def starting_model(recipe: CaptionRecipe, tokenizer: Path, *, write: bool) -> ScaModel:
+    """The model of a recipe before its first step, float32, on the CPU, with its tokenizer.
+
+    The tokenizer's files are copied to `tokenizer` where `write` says so, to be read by workers and
+    to go with the result.
+    """
+    with quiet_libraries():
+        if recipe.start:
+            model = load_model(recipe.start, device="cpu", dtype="float32", with_tokenizer=False)
+            source = tokenizer_folder(recipe.start, model.config.tokenizer_name)
+        else:
+            language_model = fetch_part("lm", recipe.language_model)
+            model = initial_model(
+                fetch_part("sam", recipe.sam),
+                language_model,
+                mixer_layers=recipe.mixer_layers,
+                caption_tokens=recipe.caption_tokens,
+                task_tokens=recipe.task_tokens,
+                timm_encoder=recipe.timm_encoder,
+                tokenizer_name=recipe.language_model,
+                seed=recipe.seed,
+            )
+            source = language_model
+    model.tokenizer = read_tokenizer(source, eos_token_id=model.config.eos_token_id)
+    if write:
+        copy_tokenizer(source, tokenizer)
+    return model
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the files of a tokenizer."""
+    names = tokenizer_files(source)
+    if not names:
+        raise ScaError(f"{source}: no tokenizer to copy")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with writing(target / name) as file:
+            file.write((source / name).read_bytes())

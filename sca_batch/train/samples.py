@@ -1,4 +1,4 @@
-"""Images with captioned regions to tensors: which regions, which phrases, in which frame."""
+"""Images with captioned regions to tensors: regions, phrases and frames are chosen here."""
 
 # ruff: noqa: N815  (shape suffixes)
 
@@ -22,12 +22,8 @@ from sca_batch.model.tokenizer import CaptionTokenizer
 from sca_batch.train.jitter import Draws, flip, jitter
 
 __all__ = [
-    "CaptionBatch",
-    "RegionSample",
-    "collate",
-    "inference_sample",
-    "training_sample",
-]
+    "CaptionBatch", "RegionSample", "collate", "inference_sample", "pad_ids", "training_sample",
+]  # fmt: skip
 
 EMPTY = 1e-5  # pixels: a side of at most this is no region to train on (the reference's)
 
@@ -59,7 +55,7 @@ class CaptionBatch:
     """Tensors of some images with the same number of regions each.
 
     `attention_RL` is 1 on caption ids, the end id included, and 0 on right padding. Images whose
-    embedding was cached have one in `embeddings`, the others a place in `pixels_B3SS`, in order.
+    embedding was cached have one in `embeddings`, the others are in `pixels_B3SS`, in order.
     """
 
     boxes_R4: Tensor
@@ -152,20 +148,13 @@ def collate(samples: Sequence[RegionSample], tokenizer: CaptionTokenizer) -> Cap
     """Stacks images; every one keeps as many regions as the one with the fewest has."""
     fewest = min(len(sample.boxes_N4) for sample in samples)
     ids = [tokenizer.encode(text) for sample in samples for text in sample.phrases[:fewest]]
-    longest = max(map(len, ids))
-    # What stands at padded places does not count: they are told by the mask, since an end id that
-    # is also the padding's would be lost otherwise.
-    ids_RL = np.full((len(ids), longest), tokenizer.eos_token_id, np.int64)
-    attention_RL = np.zeros((len(ids), longest), np.int64)
-    for row, attention, caption in zip(ids_RL, attention_RL, ids, strict=True):
-        row[: len(caption)] = caption
-        attention[: len(caption)] = 1
+    ids_RL, attention_RL = pad_ids(ids, tokenizer.eos_token_id)
     pixels = [sample.pixels_3SS for sample in samples if sample.pixels_3SS is not None]
     return CaptionBatch(
         boxes_R4=torch.from_numpy(np.concatenate([s.boxes_N4[:fewest] for s in samples])),
         image_R=torch.arange(len(samples)).repeat_interleave(fewest),
-        ids_RL=torch.from_numpy(ids_RL),
-        attention_RL=torch.from_numpy(attention_RL),
+        ids_RL=ids_RL,
+        attention_RL=attention_RL,
         tasks=tuple(sample.task for sample in samples for _ in range(fewest)),
         keys=tuple(sample.key for sample in samples),
         pixels_B3SS=torch.from_numpy(np.stack(pixels)) if pixels else None,
@@ -175,6 +164,19 @@ def collate(samples: Sequence[RegionSample], tokenizer: CaptionTokenizer) -> Cap
         cache_names=tuple(sample.cache_name for sample in samples),
         sizes_hw=tuple(sample.size_hw for sample in samples),
     )
+
+
+def pad_ids(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Ids (R, L) with `filler` on the right, and the attention: 1 on ids, 0 on padding.
+
+    Padding is told by the mask alone: an end id that is also the filler would be lost otherwise.
+    """
+    ids_RL = np.full((len(rows), max(map(len, rows))), filler, np.int64)
+    attention_RL = np.zeros_like(ids_RL)
+    for ids, attention, row in zip(ids_RL, attention_RL, rows, strict=True):
+        ids[: len(row)] = row
+        attention[: len(row)] = 1
+    return torch.from_numpy(ids_RL), torch.from_numpy(attention_RL)
 
 
 def _not_empty(boxes_N4: Floats) -> npt.NDArray[np.bool_]:

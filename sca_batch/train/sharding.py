@@ -6,9 +6,9 @@ module runs. Everything here is a collective: all processes call it, in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +16,25 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = [
-    "is_sharded",
-    "make_whole",
-    "sharded_like",
-    "sharded_optimizer_state",
-    "whole",
-    "whole_everywhere",
-]
+    "OptimizerState", "is_sharded", "make_whole", "sharded_like", "sharded_optimizer_state",
+    "whole", "whole_everywhere", "whole_optimizer_state",
+]  # fmt: skip
+
+
+class OptimizerState(TypedDict):
+    """The `state_dict` of a torch optimizer: moments by the parameter's number and by name."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, object]]
 
 
 def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole(value: Any) -> Any:
-    """The same with every shard replaced by the whole tensor, inside dicts and lists too."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    return value
+def whole(value: Tensor) -> Tensor:
+    """The whole tensor of a shard; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -48,20 +45,32 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(local, parameter.device_mesh, parameter.placements)
 
 
-def sharded_optimizer_state(
-    saved: Mapping[str, Any], parameters: Sequence[nn.Parameter]
-) -> dict[str, Any]:
-    """A whole optimizer's state, its moments cut as the parameters (in the optimizer's order)."""
-    state = {
-        index: {
-            name: sharded_like(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in moments.items()
-        }
-        for index, moments in saved["state"].items()
+def whole_optimizer_state(state: OptimizerState) -> OptimizerState:
+    """The state with whole moments."""
+    return {
+        "state": {
+            index: {name: whole(value) for name, value in moments.items()}
+            for index, moments in state["state"].items()
+        },
+        "param_groups": state["param_groups"],
     }
-    return {"state": state, "param_groups": saved["param_groups"]}
+
+
+def sharded_optimizer_state(
+    saved: OptimizerState, parameters: Sequence[nn.Parameter]
+) -> OptimizerState:
+    """The state with moments cut as the parameters, which are in the optimizer's order."""
+
+    def cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
+        return sharded_like(value, parameter) if value.shape == parameter.shape else value
+
+    return {
+        "state": {
+            index: {name: cut(value, parameters[index]) for name, value in moments.items()}
+            for index, moments in saved["state"].items()
+        },
+        "param_groups": saved["param_groups"],
+    }
 
 
 @contextmanager
@@ -88,7 +97,7 @@ def make_whole(module: nn.Module) -> None:
     """Puts whole parameters, on the CPU, in the place of shards for good: to be saved, not run."""
     found: dict[int, nn.Parameter] = {}  # a tied parameter stays one
     for part in module.modules():
-        parameters: dict[str, Any] = dict(part._parameters)
+        parameters: dict[str, Tensor | None] = dict(part._parameters)
         for name, parameter in parameters.items():
             if isinstance(parameter, DTensor):
                 if id(parameter) not in found:

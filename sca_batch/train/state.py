@@ -1,4 +1,4 @@
-"""What one process of a run holds; how it begins, is saved, and is taken up again."""
+"""The state that one process of a run holds: begun, saved, and resumed."""
 
 from __future__ import annotations
 
@@ -6,45 +6,57 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sca_batch.errors import ScaError
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.checkpoints import Checkpoint, Checkpoints
 from sca_batch.train.optimization import build_optimizer
-from sca_batch.train.sharding import is_sharded, sharded_like, sharded_optimizer_state, whole
+from sca_batch.train.sharding import (
+    is_sharded,
+    sharded_like,
+    sharded_optimizer_state,
+    whole,
+    whole_optimizer_state,
+)
 from sca_batch.train.task import Report, RunSettings, Task
+from sca_batch.train.tracking import Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 __all__ = ["RunState", "save_state", "start_state", "weights_of_step"]
 
 
 @dataclass(slots=True)
 class RunState:
-    """What one process of a run holds. `module` and `optimizer` are as accelerate wrapped them.
+    """The parts of a run that one process holds.
 
+    `module` and `optimizer` are as accelerate wrapped them.
     `unvalidated` is the log's row of the last step while its scores are due: a run that is stopped
-    during a validation makes it up when it is taken up again.
+    during a validation makes it up when it is resumed.
     """
 
     settings: RunSettings
-    accelerator: Any
-    module: Any
-    optimizer: Any
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: AcceleratedOptimizer
     trainable: dict[str, nn.Parameter]
     checkpoints: Checkpoints
     fingerprint: str
     step: int = 0  # the next one
     saved_step: int = 0
-    unvalidated: dict[str, Any] | None = None
+    unvalidated: Row | None = None
 
 
 def start_state(
     task: Task,
     settings: RunSettings,
     out: Path,
-    accelerator: Any,
+    accelerator: Accelerator,
     *,
     resume: bool,
     report: Report,
@@ -72,16 +84,16 @@ def start_state(
     optimizer = build_optimizer(
         groups,
         lr=1.0,  # set anew before every step
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
+        betas=settings.recipe.betas,
+        weight_decay=settings.recipe.weight_decay,
         fused=settings.fused_optimizer,
     )
-    places = {id(parameter): place for place, parameter in task.module.named_parameters()}
-    names = {name: places[id(parameter)] for name, parameter in trainable.items()}
+    in_module = {id(parameter): name for name, parameter in task.module.named_parameters()}
+    names = {name: in_module[id(parameter)] for name, parameter in trainable.items()}
     module, optimizer = accelerator.prepare(task.module, optimizer)
     if is_sharded(module):  # then these are other parameters than before
-        placed = dict(module.named_parameters())
-        trainable = {name: placed[place] for name, place in names.items()}
+        wrapped = dict(module.named_parameters())
+        trainable = {name: wrapped[own] for name, own in names.items()}
     state = RunState(
         settings=settings,
         accelerator=accelerator,
@@ -115,11 +127,11 @@ def save_state(task: Task, state: RunState, score: float | None) -> None:
     if not is_main and not is_sharded(state.module):
         return
     trained = {name: whole(p.detach()).cpu() for name, p in state.trainable.items()}
-    optimizer = whole(state.optimizer.state_dict())
+    optimizer = whole_optimizer_state(state.optimizer.state_dict())
     if not is_main:
         return
     scaler = state.accelerator.scaler
-    content = {
+    content: Checkpoint = {
         "fingerprint": state.fingerprint,
         "step": state.step,
         "images": state.step * state.settings.images_per_step,  # the data's position
@@ -139,12 +151,12 @@ def weights_of_step(state: RunState, step: int) -> None:
 
 
 @torch.no_grad()
-def _copy_weights(trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Any]) -> None:
+def _copy_weights(trainable: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> None:
     for name, parameter in trainable.items():
         parameter.copy_(sharded_like(saved[name], parameter))
 
 
-def _refuse_another_run(saved: Mapping[str, Any], fingerprint: str, out: Path) -> None:
+def _refuse_another_run(saved: Checkpoint, fingerprint: str, out: Path) -> None:
     if "fingerprint" not in saved:
         raise ScaError(f"{out} is a run of an earlier version of sca; choose another folder")
     theirs, ours = json.loads(saved["fingerprint"]), json.loads(fingerprint)

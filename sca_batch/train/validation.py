@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from sca_batch.errors import ImageError, MissingPackageError, ScaError
 from sca_batch.images.decode import read_image
 from sca_batch.manifests.references import CaptionedImages
-from sca_batch.model.sca import ScaModel, caption_loss
+from sca_batch.model.sca import ScaModel
+from sca_batch.train.captioning import prefix_caption_loss
 from sca_batch.train.samples import collate, inference_sample
 
 __all__ = ["RegionCaption", "Validated", "caption_images", "paint", "score_captions"]
@@ -29,7 +30,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9
 
 @dataclass(frozen=True, slots=True)
 class RegionCaption:
-    """What was said about a region, what people said, and the loss of the first of these."""
+    """The caption of a region, and what people said about it."""
 
     key: str
     region: int
@@ -86,14 +87,9 @@ def caption_images(
             part = slice(first, first + REGIONS_AT_ONCE)
             queries = model.region_queries(embedding, boxes_R4=batch.boxes_R4[part]).queries
             prefix = model.prefix(queries, image.task)
-            ids, attention = (
-                value[part].repeat_interleave(model.config.num_caption_heads, dim=0)
-                for value in (batch.ids_RL, batch.attention_RL)
-            )
-            logits, _ = model.caption_logits(prefix, ids, attention)
-            labels = ids.masked_fill(attention == 0, -100)
-            count = int(attention.sum())
-            loss_sum += float(caption_loss(logits, labels, label_smoothing=0.0)) * count
+            ids, attention = batch.ids_RL[part], batch.attention_RL[part]
+            count = int(attention.sum()) * model.config.num_caption_heads
+            loss_sum += float(prefix_caption_loss(model, prefix, ids, attention)) * count
             num_tokens += count
             found = model.generate(queries, tasks=image.task, num_beams=num_beams)
             captions += [

@@ -29,7 +29,7 @@ from sca_batch.train.caption_task import CaptionTask
 from sca_batch.train.processes import begin_batch_worker
 from sca_batch.train.recipes import RUN_FIELDS
 from sca_batch.train.samples import CaptionBatch, RegionSample, collate
-from sca_batch.train.start import copy_tokenizer
+from sca_batch.train.initial import copy_tokenizer
 from sca_batch.train.task import BatchFailure, Losses, Validation
 from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 from sca_tiny.domain import AUTOMATIC_MASKS, measure_domain

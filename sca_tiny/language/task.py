@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import begin_batch_worker
-from sca_batch.train.start import copy_tokenizer
+from sca_batch.train.initial import copy_tokenizer
 from sca_batch.train.task import Losses, RunSettings, Validation, settings_of
 from sca_tiny.language.documents import (
     END_TOKEN_ID,

@@ -28,7 +28,7 @@ from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
 from sca_batch.storage.atomic import writing
 from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import begin_batch_worker
-from sca_batch.train.start import copy_tokenizer
+from sca_batch.train.initial import copy_tokenizer
 from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
 from sca_tiny.recipes import ReadingRecipe
 from sca_tiny.sam.batches import coverage

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from sca_batch.train.caption_loop import train_captioner
+from sca_batch.train.caption_task import train_captioner
+from sca_batch.train.loop import RunOptions
 from sca_batch.train.recipes import CAPTION_RECIPES
 
 torch.set_num_threads(1)
@@ -60,16 +61,10 @@ def write_data(folder: Path, images: int = 5) -> Path:
     return path
 
 
-def run(recipe, out, data, *, resume=False, said=None, **options):
-    return train_captioner(
-        recipe,
-        {part.name: data for part in recipe.data},
-        out,
-        resume=resume,
-        report=(said if said is not None else []).append,
-        cpu=True,
-        **options,
-    )
+def run(recipe, out, data, *, said=None, validation=None, cache=None, **options):
+    manifests = {part.name: data for part in recipe.data}
+    told = RunOptions(report=(said if said is not None else []).append, cpu=True, **options)
+    return train_captioner(recipe, manifests, out, told, validation=validation, cache=cache)
 
 
 def rows_of(out):
@@ -97,7 +92,7 @@ class Started:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["accelerate", "sca_batch.cli.train", "sca_batch.job", "sca_batch.train.caption_loop"]
+        ["accelerate", "sca_batch.cli.train", "sca_batch.job", "sca_batch.train.caption_task"]
     )
 
     def __init__(self, command, said, *, group=False, environment=None):
