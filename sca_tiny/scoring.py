@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sca_batch.boxes import to_model_frame
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.sca import PromptableSam, ScaModel
-from sca_tiny.scenes.art import Art, Concept
+from sca_tiny.scenes.art import Art
 from sca_tiny.scenes.compose import Scene
 from sca_tiny.scenes.phrases import caption_subject
+from sca_tiny.scenes.words import Concept
 
 __all__ = [
     "CaptionScore",

@@ -1,55 +1,33 @@
-"""The bundled model, from a command's arguments to the loop: its stages, alone or in a row."""
+"""The stages of the bundled model, alone or in a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sca_batch.errors import ScaError
 from sca_batch.model.parts import load_sam
 from sca_batch.train.caption_task import caption_settings
-from sca_batch.train.initial import initial_model
-from sca_batch.train.loop import Outcome, run_task
+from sca_batch.train.initial import copy_tokenizer, initial_model, starting_model
+from sca_batch.train.loop import Outcome, RunOptions, run_task
 from sca_batch.train.processes import open_accelerator
-from sca_batch.train.initial import copy_tokenizer, starting_model
 from sca_batch.train.task import Report, Task
 from sca_tiny.caption.task import SceneCaptionTask, mixer_from_decoder
 from sca_tiny.language.documents import read_corpus, train_tokenizer, write_corpus
 from sca_tiny.language.task import LanguageTask, language_settings
-from sca_tiny.reading.task import (
-    ReadingTask,
-    read_objects,
-    reading_settings,
-    write_objects,
-)
-from sca_tiny.recipes import (
-    LanguageRecipe,
-    ReadingRecipe,
-    SamRecipe,
-    Stage,
-    TinyRecipe,
-)
+from sca_tiny.reading.task import ReadingTask, read_objects, reading_settings, write_objects
+from sca_tiny.recipes import LanguageRecipe, ReadingRecipe, SamRecipe, Stage, TinyRecipe
 from sca_tiny.sam.task import SamTask, sam_settings
 from sca_tiny.scenes.art import TRAIN_STYLES, Art, load_art
 
-__all__ = ["StageOptions", "train_stage", "train_tiny"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["train_stage", "train_tiny"]
 
 
-@dataclass(frozen=True, slots=True)
-class StageOptions:
-    """What every stage is told; see `engine.run_task`."""
-
-    resume: bool
-    report: Report
-    trackers: Sequence[str] = ()
-    cpu: bool = False
-    should_stop: Callable[[], bool] | None = None
-    stop_after: int | None = None
-
-
-def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
+def train_tiny(recipe: TinyRecipe, out: Path, options: RunOptions) -> Outcome:
     """Trains the stages into `out/language`, `sam`, `edges`, `reading` and `caption`, in a row.
 
     Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
@@ -57,7 +35,7 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
     the bundled model.
 
     Raises:
-        ScaError: as `engine.run_task` and `art.load_art` say.
+        ScaError: as `loop.run_task` and `art.load_art` say.
     """
     art = load_art(styles=TRAIN_STYLES)
     sam, language_model = str(out / "edges/model"), str(out / "language/model")
@@ -87,9 +65,7 @@ def _is_done(folder: Path) -> bool:
     return (folder / "model/config.json").is_file()
 
 
-def train_stage(
-    stage: Stage, out: Path, options: StageOptions, *, art: Art | None = None
-) -> Outcome:
+def train_stage(stage: Stage, out: Path, options: RunOptions, *, art: Art | None = None) -> Outcome:
     """Trains one stage into `out`, and leaves what it made in `out/model`."""
     art = art or load_art(styles=TRAIN_STYLES)
     task: Task
@@ -112,22 +88,11 @@ def train_stage(
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         task = SceneCaptionTask(stage, model, art, tokenizer=out / "tokenizer")
-    return run_task(
-        task,
-        settings,
-        out,
-        accelerator=accelerator,
-        resume=options.resume,
-        report=options.report,
-        trackers=options.trackers,
-        config=asdict(stage),
-        should_stop=options.should_stop,
-        stop_after=options.stop_after,
-    )
+    return run_task(task, settings, out, options, accelerator)
 
 
 def _language_task(
-    recipe: LanguageRecipe, out: Path, art: Art, report: Report, accelerator: Any
+    recipe: LanguageRecipe, out: Path, art: Art, report: Report, accelerator: Accelerator
 ) -> LanguageTask:
     """The corpus and its tokenizer are made once, and kept beside the run."""
     corpus, tokenizer = out / "corpus.jsonl", out / "tokenizer"
@@ -142,7 +107,7 @@ def _language_task(
 
 
 def _reading_task(
-    recipe: ReadingRecipe, out: Path, art: Art, report: Report, accelerator: Any
+    recipe: ReadingRecipe, out: Path, art: Art, report: Report, accelerator: Accelerator
 ) -> ReadingTask:
     """Puts SAM, the language model and a new mixer together; objects are encoded once."""
     _refuse_missing(sam=recipe.sam, language_model=recipe.language_model)

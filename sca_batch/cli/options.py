@@ -72,7 +72,9 @@ class GroupedCommand(click.Command):
             record = param.get_help_record(ctx)
             if isinstance(param, click.Option) and record is not None:
                 # A group stands where its last option is: one may be named earlier, beside others.
-                title = param.group if isinstance(param, _GroupedOption) else "Other options"
+                title = "Other options"
+                if isinstance(param, _GroupedOption):
+                    title = param.group or "Options"
                 groups[title] = [*groups.pop(title, []), record]
         for title in sorted(groups, key=lambda name: name == "Other options"):
             with formatter.section(title):

@@ -43,6 +43,12 @@ class Stop:
             click.echo("Stopping: --time-limit is near.", err=True)
         return self.signal is not None or self._deadline.is_near
 
+    def ended(self, step: int, stopped: bool) -> int:
+        """The exit code of a training that ended at a step; says so where it was stopped."""
+        if stopped:
+            click.echo(f"Stopped at step {step:,}; --resume goes on.", err=True)
+        return self.exit_code if stopped else 0
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt

@@ -68,16 +68,10 @@ def train(
             click.echo(line)
         return
     from sca_batch.train.caption_task import train_captioner
-    from sca_batch.train.loop import RunOptions
 
     with stop_training(out, request.run.time_limit) as stop:
-        options = RunOptions(
-            report=lambda line: click.echo(line, err=True),
-            resume=request.run.resume,
-            trackers=request.run.trackers,
-            cpu=request.run.cpu,
-            should_stop=stop.requested_after_step,
-            export=request.export,
+        options = request.run.told(
+            lambda line: click.echo(line, err=True), stop.requested_after_step, request.export
         )
         outcome = train_captioner(
             chosen,
@@ -87,6 +81,4 @@ def train(
             validation=request.validation,
             cache=request.cache_embeddings,
         )
-    if outcome.stopped:
-        click.echo(f"Stopped at step {outcome.step:,}; --resume goes on.", err=True)
-        ctx.exit(stop.exit_code)
+    ctx.exit(stop.ended(outcome.step, outcome.stopped))

@@ -189,7 +189,7 @@ class CaptionTask(Task):
         if recipe.gradient_checkpointing:
             model.language_model.gradient_checkpointing_enable()
         # The language model's dropout is active in training, frozen as it is (the reference's).
-        self.module = CaptionStep(model.train(), recipe.label_smoothing, self.cache)
+        self.module: nn.Module = CaptionStep(model.train(), recipe.label_smoothing, self.cache)
         self.name = recipe.name
 
     def groups(self) -> list[ParameterGroup]:

@@ -5,10 +5,11 @@ and use the training styles; the rest are for judging, by default in styles no t
 shows. Objects are listed back to front: a later object covers an earlier one.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, islice
 from typing import Literal
 
 import cv2
@@ -71,28 +72,6 @@ class _Placed:
     full_area: int
     full_mask: Mask
     inside: tuple[slice, slice]
-
-
-def scene_seeds(split: Split, *, first: int = 0) -> Iterator[int]:
-    """The seeds of a split in order, from its `first`-th."""
-    if split == "train":
-        return iter(range(first, HELD_OUT_FIRST_SEED))
-    return count(HELD_OUT_FIRST_SEED + first)
-
-
-def compose_scenes(
-    art: Art,
-    *,
-    split: Split,
-    first: int = 0,
-    num_scenes: int | None = None,
-    style: str | None = None,
-    size_px: int = REFERENCE_PX,
-    layout: Layout = "natural",
-) -> Iterator[Scene]:
-    """Streams the scenes of a split, `num_scenes` of them or without end."""
-    for seed in islice(scene_seeds(split, first=first), num_scenes):
-        yield compose_scene(seed, art, split=split, style=style, size_px=size_px, layout=layout)
 
 
 def compose_scene(

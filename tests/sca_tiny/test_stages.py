@@ -26,6 +26,7 @@ from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
 from sca_batch.model.sam import cells_of, pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402
 from sca_batch.model.timm_encoder import create_timm  # noqa: E402
+from sca_batch.train.loop import RunOptions  # noqa: E402
 from sca_tiny.caption.task import (  # noqa: E402
     caption_sample,
     distance,
@@ -54,10 +55,11 @@ from sca_tiny.sam.losses import (  # noqa: E402
     sam_losses,
 )
 from sca_tiny.sam.task import SamTask, freeze_stages  # noqa: E402
-from sca_tiny.scenes.art import TRAIN_STYLES, Art, Concept, Pictogram  # noqa: E402
+from sca_tiny.scenes.art import TRAIN_STYLES, Art, Pictogram  # noqa: E402
 from sca_tiny.scenes.compose import compose_scene  # noqa: E402
+from sca_tiny.scenes.words import Concept  # noqa: E402
 from sca_tiny.scoring import names_concept, score_masks  # noqa: E402
-from sca_tiny.stages import StageOptions, train_stage, train_tiny  # noqa: E402
+from sca_tiny.stages import train_stage, train_tiny  # noqa: E402
 
 SHAPES = {"disc": (225, 30, 30), "plank": (30, 200, 30), "ring": (30, 40, 225)}
 
@@ -159,8 +161,8 @@ def sam(art) -> PromptableSam:
     return SamTask(SAM, art, report=print).sam
 
 
-def options(*, resume: bool = False, stop_after: int | None = None) -> StageOptions:
-    return StageOptions(resume=resume, report=lambda _: None, cpu=True, stop_after=stop_after)
+def options(*, resume: bool = False, stop_after: int | None = None) -> RunOptions:
+    return RunOptions(resume=resume, report=lambda _: None, cpu=True, stop_after=stop_after)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -550,7 +552,7 @@ def test_another_run_goes_on_from_a_checkpoint_with_other_numbers(tmp_path, art)
             torch.testing.assert_close(parameter.data, trained[name])
     assert not set(task_seeds(task, 2)) & set(task_seeds(SamTask(SAM, art, report=print), 3))
     checkpoint.write_bytes(b"nothing")
-    with pytest.raises(ScaError, match="expected a checkpoint of `sca train tiny-sam`"):
+    with pytest.raises(ScaError, match="expected a checkpoint of tiny-sam"):
         SamTask(second, art, report=print)
 
 
