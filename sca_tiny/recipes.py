@@ -207,7 +207,7 @@ class ReadingRecipe:
     steps: int = 1_000
     objects_per_step: int = 96
     objects_per_device: int = 96
-    simple_phrases: float = 0.6  # places and neighbours cannot be read out of one object
+    simple_phrases: float = 0.6  # positions and neighbours cannot be read out of one object
     recognition_share: float = 0.1
     lr: float = 1e-3
     warmup_steps: int = 50

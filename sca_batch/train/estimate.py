@@ -1,4 +1,4 @@
-"""What a run would train and cost, before anything is read or downloaded."""
+"""The size and cost of a run, before anything is read or downloaded."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _MOST_SKIPPED = 30
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: at which step, and whether it was told to stop before its end."""
+    """The end of a run: at which step, and whether it was told to stop before its end."""
 
     step: int
     stopped: bool

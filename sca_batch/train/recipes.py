@@ -42,7 +42,7 @@ class CaptionRecipe:
     start: str = ""
     sam: str = SAM_HUGE
     language_model: str = "gpt2-large"
-    timm_encoder: str = ""  # a timm backbone in the place of SAM's image encoder
+    timm_encoder: str = ""  # a timm backbone instead of SAM's image encoder
     also_trained: tuple[str, ...] = ()  # prefixes of published names beside what SCA adds
     mixer_layers: int = 12
     caption_tokens: int = 8

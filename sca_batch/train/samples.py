@@ -72,7 +72,7 @@ class CaptionBatch:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {"images": len(self.keys), "regions": len(self.boxes_R4), **self.left_out}
 
     def to(self, device: torch.device) -> CaptionBatch:

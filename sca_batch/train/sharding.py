@@ -94,7 +94,7 @@ def whole_everywhere(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def make_whole(module: nn.Module) -> None:
-    """Puts whole parameters, on the CPU, in the place of shards for good: to be saved, not run."""
+    """Puts whole parameters, on the CPU, instead of shards for good: to be saved, not run."""
     found: dict[int, nn.Parameter] = {}  # a tied parameter stays one
     for part in module.modules():
         parameters: dict[str, Tensor | None] = dict(part._parameters)

@@ -52,12 +52,12 @@ class DocumentBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What a message calls the documents."""
+        """The documents' names in messages."""
         return tuple(f"document {number}" for number in self.numbers)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {"documents": len(self.numbers), "tokens": int((self.ids_DL >= 0).sum())}
 
     def to(self, device: torch.device) -> DocumentBatch:

@@ -79,12 +79,12 @@ class ReadingBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What a message calls the objects."""
+        """The objects' names in messages."""
         return tuple(f"object {number}" for number in self.numbers)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {"regions": len(self.numbers)}
 
     def to(self, device: torch.device) -> ReadingBatch:

@@ -44,7 +44,7 @@ def box_of(mask: Mask) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """Where N objects lie, from back to front, and the words that are true of it.
+    """The layout of N objects, from back to front, and the words that are true of it.
 
     `masks` (N, H, W) hold what can be seen of each object, `full_masks` all of its silhouette.
     """
@@ -80,7 +80,7 @@ class Arrangement:
         return ("small", "little") if share < SMALL_BELOW else ()
 
     def position_word(self, i: int) -> str:
-        """Which ninth of the canvas holds the middle of the box: `top left` to `center`."""
+        """The ninth of the canvas that holds the middle of the box: `top left` to `center`."""
         x0, y0, x1, y1 = self._boxes[i]
         height, width = self.masks.shape[1:]
         column = min(int((x0 + x1) / 2 / width * 3), 2)
@@ -89,7 +89,7 @@ class Arrangement:
         return " ".join(word for word in words if word) or "center"
 
     def relation_word(self, subject: int, other: int) -> str | None:
-        """How one object lies to another: `in front of`, `behind`, `left of`, `above`, ...
+        """The relation of one object to another: `in front of`, `behind`, `left of`, `above`, ...
 
         `in front of` and `behind` need one to hide a visible share of the other; `left of`,
         `right of`, `above` and `below` need two that are close, level or in line, and do not

@@ -23,7 +23,7 @@ from sca_batch.model.checkpoint import build_empty, load_checkpoint  # noqa: E40
 from sca_batch.model.config import config_from_dict  # noqa: E402
 from sca_batch.model.parts import load_sam, read_parts, save_sam  # noqa: E402
 from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
-from sca_batch.model.sam import cells_of, pack_cells  # noqa: E402
+from sca_batch.model.sam import pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402
 from sca_batch.model.timm_encoder import create_timm  # noqa: E402
 from sca_batch.train.loop import RunOptions  # noqa: E402
@@ -51,7 +51,9 @@ from sca_tiny.sam.geometry import NUM_OUTPUTS, geometry_losses, in_rows  # noqa:
 from sca_tiny.sam.losses import (  # noqa: E402
     as_pixels,
     build_classifiers,
+    cells_of,
     mask_losses,
+    predict_cells,
     sam_losses,
 )
 from sca_tiny.sam.task import SamTask, freeze_stages  # noqa: E402
@@ -365,7 +367,7 @@ def test_masks_by_cells_are_the_masks(sam):
     for high_res in (None, features[..., 16:]):
         with torch.no_grad():
             masks = sam.mask_decoder.predict_masks(tokens, features[..., :16], high_res)
-            cells = sam.mask_decoder.predict_cells(tokens, features[..., :16], high_res)
+            cells = predict_cells(sam.mask_decoder, tokens, features[..., :16], high_res)
         for mask in range(4):
             torch.testing.assert_close(
                 cells[..., mask], cells_of(masks[:, mask]), rtol=0, atol=1e-5
