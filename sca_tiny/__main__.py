@@ -9,7 +9,7 @@ import click
 from sca_batch.cli import run_command
 from sca_batch.cli.logs import set_up_logging
 from sca_batch.cli.options import GroupedCommand, given_options, options_of
-from sca_batch.cli.stopping import stop_training
+from sca_batch.cli.stopping import said, stop_training
 from sca_batch.errors import ScaError
 from sca_batch.options import with_options
 from sca_batch.train.request import RunRequest
@@ -62,11 +62,12 @@ def train(ctx: click.Context, /, recipe: str, dry_run: bool, **_: object) -> Non
         for line in preview_stages(chosen):
             click.echo(line)
         return
+    from sca_batch.train.loop import RunOptions
     from sca_tiny.stages import train_stage, train_tiny
 
     out = request.folder
     with stop_training(out, request.time_limit) as stop:
-        options = request.told(lambda line: click.echo(line, err=True), stop.requested_after_step)
+        options = RunOptions(said, request, stop.requested_after_step)
         if isinstance(chosen, TinyRecipe):
             outcome = train_tiny(chosen, out, options)
         else:

@@ -30,9 +30,8 @@ __all__ = ["train_stage", "train_tiny"]
 def train_tiny(recipe: TinyRecipe, out: Path, options: RunOptions) -> Outcome:
     """Trains the stages into `out/language`, `sam`, `edges`, `reading` and `caption`, in a row.
 
-    Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
-    that has ended is left alone and the next one that has not goes on. The last one's model is
-    the bundled model.
+    Each leaves its log, curves, checkpoints and model in its folder. A run that is resumed leaves a
+    stage alone that has ended, and the next one goes on. The last one's model is the bundled one.
 
     Raises:
         ScaError: as `loop.run_task` and `art.load_art` say.
@@ -50,12 +49,14 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: RunOptions) -> Outcome:
     outcome = Outcome(0, stopped=False)
     for number, stage in enumerate(stages, start=1):
         folder = out / stage.name.removeprefix("tiny-")
-        if options.resume and _is_done(folder):
+        if options.run.resume and _is_done(folder):
             options.report(f"Stage {number} of {len(stages)}, {stage.name}: done before")
             continue
         options.report(f"Stage {number} of {len(stages)}, {stage.name}, in {folder}")
-        resume = options.resume and folder.exists()
-        outcome = train_stage(stage, folder, replace(options, resume=resume), art=art)
+        resume = options.run.resume and folder.exists()
+        outcome = train_stage(
+            stage, folder, replace(options, run=replace(options.run, resume=resume)), art=art
+        )
         if not _is_done(folder):
             break
     return outcome
@@ -71,19 +72,19 @@ def train_stage(stage: Stage, out: Path, options: RunOptions, *, art: Art | None
     task: Task
     if isinstance(stage, SamRecipe):
         settings = sam_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = SamTask(stage, art, report=options.report)
     elif isinstance(stage, LanguageRecipe):
         settings = language_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = _language_task(stage, out, art, options.report, accelerator)
     elif isinstance(stage, ReadingRecipe):
         settings = reading_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = _reading_task(stage, out, art, options.report, accelerator)
     else:
         settings = caption_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         _refuse_missing(start=stage.start)
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ import click
 
 from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
-__all__ = ["Stop", "stop_on_signals", "stop_training"]
+__all__ = ["Stop", "said", "stop_on_signals", "stop_training"]
 
 STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
 
@@ -83,3 +83,8 @@ def stop_training(out: Path, time_limit_s: float | None) -> Iterator[Stop]:
     lock = locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
     with lock, stop_on_signals(time_limit_s) as stop:
         yield stop
+
+
+def said(line: str) -> None:
+    """Reports a training's line to whoever watches."""
+    click.echo(line, err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sca_batch.cli.options import GroupedCommand, given_options, options_of
-from sca_batch.cli.stopping import stop_training
+from sca_batch.cli.stopping import said, stop_training
 from sca_batch.options import with_options
 from sca_batch.train.request import TrainRequest
 
@@ -49,7 +49,7 @@ def train(
       sca caption ./images --model runs/vg/model
     """
     if curves is not None:
-        from sca_batch.train.curves import draw_curves
+        from sca_batch.train.tracking import draw_curves
 
         draw_curves(curves / "log.jsonl", curves / "curves.png")
         click.echo(f"Wrote {curves / 'curves.png'}", err=True)
@@ -68,16 +68,14 @@ def train(
             click.echo(line)
         return
     from sca_batch.train.caption_task import train_captioner
+    from sca_batch.train.loop import RunOptions
 
     with stop_training(out, request.run.time_limit) as stop:
-        options = request.run.told(
-            lambda line: click.echo(line, err=True), stop.requested_after_step, request.export
-        )
         outcome = train_captioner(
             chosen,
             manifests,
             out,
-            options,
+            RunOptions(said, request.run, stop.requested_after_step, export=request.export),
             validation=request.validation,
             cache=request.cache_embeddings,
         )

@@ -14,16 +14,20 @@ from sca_batch.errors import ScaError
 from sca_batch.manifests.references import CaptionedImages, read_captioned
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
-from sca_batch.train.batches import RegionBatches, TokenizerFolder
+from sca_batch.train.batches import (
+    EmbeddingCache,
+    RegionBatches,
+    TokenizerFolder,
+    encoder_fingerprint,
+)
 from sca_batch.train.captioning import region_caption_loss
-from sca_batch.train.checkpoints import Checkpoints
-from sca_batch.train.embeddings import EmbeddingCache, encoder_fingerprint
 from sca_batch.train.initial import copy_tokenizer, starting_model
 from sca_batch.train.loop import Outcome, RunOptions, room_on_disk, run_task
 from sca_batch.train.optimization import ParameterGroup, parameter_groups, select_trainable
 from sca_batch.train.processes import gathered, load_batches, main_only, open_accelerator
 from sca_batch.train.recipes import RUN_FIELDS, CaptionRecipe, check_recipe
 from sca_batch.train.samples import CaptionBatch
+from sca_batch.train.state import Checkpoints
 from sca_batch.train.task import (
     Batch,
     BatchFailure,
@@ -34,7 +38,7 @@ from sca_batch.train.task import (
     Validation,
     recipe_fingerprint,
 )
-from sca_batch.train.validation import caption_images, paint, score_captions
+from sca_batch.train.validation import Captioned, caption_image, paint, score_captions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,15 +66,15 @@ def train_captioner(
     """
     check_recipe(recipe)
     settings = caption_settings(recipe)
-    accelerator = open_accelerator(settings, cpu=options.cpu)
+    accelerator = open_accelerator(settings, cpu=options.run.cpu)
     say = main_only(options.report, accelerator)
     if recipe.warning:
         say(f"Warning: {recipe.warning}")
     sources = _read_sources(recipe, manifests, say)
     held_out = None if validation is None else read_captioned(validation)
-    if not options.resume:
+    if not options.run.resume:
         Checkpoints(out).refuse_any()
-    with room_on_disk(out, options.resume):
+    with room_on_disk(out, options.run.resume):
         out.mkdir(parents=True, exist_ok=True)
         model = starting_model(recipe, out / "tokenizer", write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -218,26 +222,27 @@ class CaptionTask(Task):
         count = min(recipe.validation_images, len(held_out))
         chosen = np.linspace(0, len(held_out) - 1, count).round().astype(int).tolist()
         own = chosen[accelerator.process_index :: accelerator.num_processes]
-        with accelerator.autocast():
-            part = caption_images(
-                self.model,
-                held_out,
-                own,
-                num_beams=recipe.validation_beams,
-                should_stop=should_stop,
-            )
-        parts = gathered(accelerator, [part])
-        if any(each.stopped for each in parts):
+        self.model.eval()
+        found: list[Captioned] = []
+        for index in own:
+            if should_stop():
+                break
+            with accelerator.autocast():
+                image = held_out[index]
+                found.append(caption_image(self.model, image, num_beams=recipe.validation_beams))
+        self.model.train()
+        if any(gathered(accelerator, [len(found) < len(own)])):
             return None
-        captions = [row for each in parts for row in each.captions]
-        tokens = max(sum(each.num_tokens for each in parts), 1)
+        found = gathered(accelerator, found)
+        captions = [row for each in found for row in each.captions]
+        tokens = max(sum(each.num_tokens for each in found), 1)
         scores = {
-            "loss": sum(each.loss_sum for each in parts) / tokens,
+            "loss": sum(each.loss_sum for each in found) / tokens,
             **score_captions(captions),
             "regions": float(len(captions)),
         }
         shown = chosen[: recipe.sample_pictures] if accelerator.is_main_process else []
-        return Validation(scores, [paint(held_out, index, captions) for index in shown])
+        return Validation(scores, [paint(held_out[index], captions) for index in shown])
 
     def export(self, folder: Path) -> None:
         save_checkpoint(self.model, folder)

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,13 +26,12 @@ import numpy as np
 import torch
 
 from sca_batch.errors import NoRoomError, OutputError, ScaError, TrainingError
-from sca_batch.train.checkpoints import Checkpoints
-from sca_batch.train.curves import draw_curves
 from sca_batch.train.processes import gathered, main_only, summed
+from sca_batch.train.request import RunRequest
 from sca_batch.train.sharding import make_whole, whole_everywhere
-from sca_batch.train.state import RunState, save_state, start_state, weights_of_step
+from sca_batch.train.state import Checkpoints, RunState, save_state, start_state, weights_of_step
 from sca_batch.train.task import Batch, BatchFailure, Report, RunSettings, Task
-from sca_batch.train.tracking import Row, Tracking, listed, row_line
+from sca_batch.train.tracking import Row, Tracking, draw_curves, listed, row_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,16 +57,14 @@ class Outcome:
 class RunOptions:
     """The wishes of whoever starts a run, beside its recipe.
 
-    With `resume` it goes on from the last checkpoint with the losses of an unbroken run.
-    `should_stop` is asked on every process once a step, and one that says so stops all of them with
-    a checkpoint; `stop_after` does so before that step. `export` chooses whose weights
-    `out/model` gets: those of the last step, or of the validation with the best score.
+    `run` has what a command asks: with its `resume` a run goes on from the last checkpoint with the
+    losses of an unbroken one. `should_stop` is asked on every process once a step, and one that
+    says so stops all of them with a checkpoint; `stop_after` does so before that step. `export`
+    chooses whose weights `out/model` gets: those of the last step, or of the best validation.
     """
 
     report: Report
-    resume: bool = False
-    trackers: Sequence[str] = ()
-    cpu: bool = False
+    run: RunRequest = field(default_factory=RunRequest)
     should_stop: Callable[[], bool] = lambda: False
     stop_after: int | None = None
     export: Export = "last"
@@ -85,8 +82,8 @@ def run_task(
         ScaError: the folder holds a run and `resume` is False, or it holds another one.
     """
     say = main_only(options.report, accelerator)
-    with room_on_disk(out, options.resume):
-        state = start_state(task, settings, out, accelerator, resume=options.resume, report=say)
+    with room_on_disk(out, options.run.resume):
+        state = start_state(task, settings, out, accelerator, resume=options.run.resume, report=say)
         end = settings.steps
         if options.stop_after is not None:
             end = min(options.stop_after, end)
@@ -96,7 +93,7 @@ def run_task(
             if accelerator.is_main_process:
                 # A row that waits for its scores may have been logged just before the end.
                 first = state.step - (state.unvalidated is not None)
-                tracking = Tracking(out, first, options.trackers, settings.recipe)
+                tracking = Tracking(out, first, options.run.trackers, settings.recipe)
             with tracking as track:
                 stopped = _Loop(task, settings, state, track, say, options.should_stop).run(end)
             if accelerator.is_main_process:

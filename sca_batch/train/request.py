@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sca_batch.errors import ScaError
 from sca_batch.options import check_options, option
 from sca_batch.overrides import with_settings
 from sca_batch.train.recipes import CAPTION_RECIPES, CaptionRecipe
-
-if TYPE_CHECKING:
-    from sca_batch.train.loop import Export, RunOptions
-    from sca_batch.train.task import Report
 
 __all__ = ["RunRequest", "TrainRequest"]
 
@@ -70,21 +65,6 @@ class RunRequest:
         if self.output.is_file():
             raise ScaError(f"-o {self.output}: a file is there; expected a folder for the run")
         return self.output
-
-    def told(
-        self, report: Report, should_stop: Callable[[], bool], export: Export = "last"
-    ) -> RunOptions:
-        """The options of the loop."""
-        from sca_batch.train.loop import RunOptions
-
-        return RunOptions(
-            report=report,
-            resume=self.resume,
-            trackers=self.trackers,
-            cpu=self.cpu,
-            should_stop=should_stop,
-            export=export,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ module runs. Everything here is a collective: all processes call it, in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypedDict
 
@@ -47,13 +47,7 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 def whole_optimizer_state(state: OptimizerState) -> OptimizerState:
     """The state with whole moments."""
-    return {
-        "state": {
-            index: {name: whole(value) for name, value in moments.items()}
-            for index, moments in state["state"].items()
-        },
-        "param_groups": state["param_groups"],
-    }
+    return _with_moments(state, lambda index, moment: whole(moment))
 
 
 def sharded_optimizer_state(
@@ -61,16 +55,19 @@ def sharded_optimizer_state(
 ) -> OptimizerState:
     """The state with moments cut as the parameters, which are in the optimizer's order."""
 
-    def cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
-        return sharded_like(value, parameter) if value.shape == parameter.shape else value
+    def cut(index: int, moment: Tensor) -> Tensor:
+        like = parameters[index]
+        return sharded_like(moment, like) if moment.shape == like.shape else moment
 
-    return {
-        "state": {
-            index: {name: cut(value, parameters[index]) for name, value in moments.items()}
-            for index, moments in saved["state"].items()
-        },
-        "param_groups": saved["param_groups"],
+    return _with_moments(saved, cut)
+
+
+def _with_moments(state: OptimizerState, change: Callable[[int, Tensor], Tensor]) -> OptimizerState:
+    changed = {
+        index: {name: change(index, moment) for name, moment in moments.items()}
+        for index, moments in state["state"].items()
     }
+    return {"state": changed, "param_groups": state["param_groups"]}
 
 
 @contextmanager

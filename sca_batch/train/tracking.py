@@ -1,4 +1,4 @@
-"""A run's numbers: JSON lines always, TensorBoard and wandb where they are asked for."""
+"""A run's numbers: JSON lines and their curves, TensorBoard and wandb where asked for."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
 
 from sca_batch.errors import MissingPackageError, ScaError
 from sca_batch.storage.atomic import writing
-from sca_batch.train.task import LoopNumbers
 
-__all__ = ["Row", "Tracking", "listed", "row_line"]
+if TYPE_CHECKING:
+    from sca_batch.train.task import LoopNumbers
+
+__all__ = ["Curves", "Row", "Tracking", "draw_curves", "listed", "read_curves", "row_line"]
 
 Row = dict[str, float]  # a step's numbers; the step itself is one of them
 
@@ -165,3 +167,107 @@ def _cut_log(path: Path, step: int) -> None:
             break  # the line that a kill cut short is the last
     with writing(path) as file:
         file.write("".join(kept).encode())
+
+
+Series = list[tuple[int, float]]
+
+# What is neither a loss nor a score.
+_PACE = ("lr", "grad_norm")
+_SMOOTHED = 200  # points that a noisy curve is averaged to
+
+
+@dataclass(slots=True)
+class Curves:
+    """Numbers against steps, each as (step, value): of training, and of validations."""
+
+    training: dict[str, Series] = field(default_factory=dict)
+    validation: dict[str, Series] = field(default_factory=dict)
+
+
+def read_curves(log: Path) -> Curves:
+    """Reads every number in the rows of a `log.jsonl`, whatever recipe wrote it.
+
+    A row has a `step`, numbers, and where something was validated a dict `validation` of numbers.
+
+    Raises:
+        ScaError: no such file, or no row in it.
+    """
+    curves = Curves()
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ScaError(f"{log}: {error.strerror or error}; expected the log of a run") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break  # cut short by a kill
+            raise ScaError(f"{log}, line {number:,}: not a row of a training log") from None
+        _add(curves.training, step, row)
+        scores = row.get("validation")
+        if isinstance(scores, dict):
+            _add(curves.validation, step, scores)
+    if not curves.training and not curves.validation:
+        raise ScaError(f"{log}: no rows yet")
+    return curves
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """Paints the curves of a log as a PNG: losses, parts of the loss, scores, rate and gradient.
+
+    Raises:
+        ScaError: see `read_curves`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = read_curves(log)
+    panels = [(title, lines) for title, lines in _panels(curves) if lines]
+    figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
+    for axes, (title, lines) in zip(
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
+    ):
+        for name, (points, style) in lines.items():
+            steps, values = np.array(points).T
+            axes.plot(steps, values, style, label=name, markersize=4)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize="small")
+    FigureCanvasAgg(figure)
+    with writing(picture) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _panels(curves: Curves) -> Sequence[tuple[str, dict[str, tuple[Series, str]]]]:
+    """Titles, and lines by name with matplotlib's style."""
+    training = {name: (_smoothed(points), "-") for name, points in curves.training.items()}
+    validation = {name: (points, "o-") for name, points in curves.validation.items()}
+    losses = {"training": training.pop("loss", None), "validation": validation.pop("loss", None)}
+    pace = [(name, {name: training.pop(name)} if name in training else {}) for name in _PACE]
+    parts, scores = (
+        {name: line for name, line in lines.items() if not _is_count(name)}
+        for lines in (training, validation)
+    )
+    loss = {name: line for name, line in losses.items() if line is not None}
+    return [("loss", loss), ("parts of the loss", parts), ("validation", scores), *pace]
+
+
+def _is_count(name: str) -> bool:
+    return name.startswith(("images", "regions")) or name.endswith("_per_s")
+
+
+def _add(found: dict[str, Series], step: int, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+            found.setdefault(name, []).append((step, float(value)))
+
+
+def _smoothed(points: Series) -> Series:
+    """Means of neighbours, so that a curve of 200,000 steps is a line and not a band."""
+    if len(points) <= _SMOOTHED:
+        return points
+    chunks = np.array_split(np.array(points), _SMOOTHED)
+    return [(int(chunk[-1, 0]), float(chunk[:, 1].mean())) for chunk in chunks]

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from sca_batch.train.caption_task import train_captioner
 from sca_batch.train.loop import RunOptions
 from sca_batch.train.recipes import CAPTION_RECIPES
+from sca_batch.train.request import RunRequest
 
 torch.set_num_threads(1)
 
@@ -63,7 +64,9 @@ def write_data(folder: Path, images: int = 5) -> Path:
 
 def run(recipe, out, data, *, said=None, validation=None, cache=None, **options):
     manifests = {part.name: data for part in recipe.data}
-    told = RunOptions(report=(said if said is not None else []).append, cpu=True, **options)
+    asked = {name: options.pop(name) for name in ("resume", "trackers") if name in options}
+    report = (said if said is not None else []).append
+    told = RunOptions(report, RunRequest(cpu=True, **asked), **options)
     return train_captioner(recipe, manifests, out, told, validation=validation, cache=cache)
 
 

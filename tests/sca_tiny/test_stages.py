@@ -27,6 +27,7 @@ from sca_batch.model.sam import pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402
 from sca_batch.model.timm_encoder import create_timm  # noqa: E402
 from sca_batch.train.loop import RunOptions  # noqa: E402
+from sca_batch.train.request import RunRequest  # noqa: E402
 from sca_tiny.caption.task import (  # noqa: E402
     caption_sample,
     distance,
@@ -164,7 +165,7 @@ def sam(art) -> PromptableSam:
 
 
 def options(*, resume: bool = False, stop_after: int | None = None) -> RunOptions:
-    return RunOptions(resume=resume, report=lambda _: None, cpu=True, stop_after=stop_after)
+    return RunOptions(lambda _: None, RunRequest(resume=resume, cpu=True), stop_after=stop_after)
 
 
 def rows_of(out: Path) -> list[dict]:

@@ -30,9 +30,10 @@ from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint, published_state
 from sca_batch.train.caption_task import train_captioner
-from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.loop import RunOptions
 from sca_batch.train.recipes import DataPart
+from sca_batch.train.request import RunRequest
+from sca_batch.train.state import Checkpoints
 
 
 def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(unbroken):
@@ -226,7 +227,7 @@ def test_a_request_that_cannot_be_met_is_refused(data, tmp_path, change, message
     with pytest.raises(ScaError, match=message):
         train_captioner(
             dataclasses.replace(QUICK, **change), {"vg": data} if "data" not in change else {},
-            tmp_path, RunOptions(report=lambda line: None, cpu=True),
+            tmp_path, RunOptions(lambda line: None, RunRequest(cpu=True)),
         )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ pytest.importorskip("accelerate")
 from caption_runs import rows_of
 
 from sca_batch.errors import ScaError, TrainingError
-from sca_batch.train.checkpoints import Checkpoints
 from sca_batch.train.loop import RunOptions, run_task
 from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import open_accelerator
 from sca_batch.train.recipes import CaptionRecipe
+from sca_batch.train.request import RunRequest
+from sca_batch.train.state import Checkpoints
 from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation
 
 RECIPE = CaptionRecipe(
@@ -106,10 +107,10 @@ class LineTask:
         (folder / "slope").write_text(str(self.module.slope.item()))
 
 
-def train(out, task=None, **options):
+def train(out, task=None, *, resume=False, **options):
     task = task or LineTask()
     accelerator = open_accelerator(SETTINGS, cpu=True)
-    told = RunOptions(report=lambda line: None, **options)
+    told = RunOptions(lambda line: None, RunRequest(resume=resume), **options)
     return task, run_task(task, SETTINGS, out, told, accelerator)
 
 

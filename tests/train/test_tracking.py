@@ -41,7 +41,7 @@ def test_wandb_has_the_rows_and_pictures_of_a_run_without_a_network(data, tmp_pa
         sys.path.insert(0, sys.argv[1])
         from caption_runs import QUICK, run
         run(QUICK, Path(sys.argv[2]), Path(sys.argv[3]), validation=Path(sys.argv[3]),
-            trackers=["wandb"])
+            trackers=("wandb",))
         """
     )
     done = subprocess.run(
