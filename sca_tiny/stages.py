@@ -120,14 +120,7 @@ def _reading_task(
             sam = load_sam(Path(recipe.sam)).to(accelerator.device)
             write_objects(sam, art, recipe, objects, report=report)
     accelerator.wait_for_everyone()
-    model = initial_model(
-        Path(recipe.sam),
-        Path(recipe.language_model),
-        mixer_layers=recipe.mixer_layers,
-        caption_tokens=recipe.caption_tokens,
-        task_tokens=recipe.task_tokens,
-        seed=recipe.seed,
-    )
+    model = initial_model(Path(recipe.sam), Path(recipe.language_model), recipe)
     mixer_from_decoder(model, recipe.seed)
     return ReadingTask(recipe, model, read_objects(objects), art, tokenizer)
 

@@ -33,14 +33,7 @@ def _groups(recipe: CaptionRecipe) -> Iterator[str]:
     if recipe.start and (Path(recipe.start) / "config.json").is_file():
         config = read_config(Path(recipe.start))
     else:
-        config = sizes_before_training(
-            recipe.sam,
-            recipe.language_model,
-            mixer_layers=recipe.mixer_layers,
-            caption_tokens=recipe.caption_tokens,
-            task_tokens=recipe.task_tokens,
-            timm_encoder=recipe.timm_encoder,
-        )
+        config = sizes_before_training(recipe)
     model = build_empty(config)
     trainable = select_trainable(model, recipe.also_trained)
     yield ""

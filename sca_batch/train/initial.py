@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from transformers import PreTrainedConfig, SamConfig
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import assemble, build_empty, published_name
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
-from sca_batch.model.parts import Parts, read_parts
+from sca_batch.model.parts import read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
@@ -47,16 +49,23 @@ _TEXT_SIZES: dict[str, JsonObject] = {
 }
 
 
+@dataclass(frozen=True, match_args=False)
+class MixerNumbers(Protocol):
+    """The sizes of what SCA adds, and the seed of its weights, as recipes have them."""
+
+    mixer_layers: int
+    caption_tokens: int
+    task_tokens: int
+    seed: int
+
+
 def initial_model(
     sam: Path,
     language_model: Path,
+    recipe: MixerNumbers,
     *,
-    mixer_layers: int,
-    caption_tokens: int,
-    task_tokens: int,
     timm_encoder: str = "",
     tokenizer_name: str = "",
-    seed: int = 0,
 ) -> ScaModel:
     """Puts SAM, a language model and an untrained mixer together; all frozen, float32, CPU.
 
@@ -64,43 +73,38 @@ def initial_model(
     part is drawn as transformers draws SAM's: normal with deviation 0.02, biases zero.
     """
     parts = read_parts(sam, language_model)
-    config = ScaConfig(
-        sam=parts.sam,
-        text=parts.text,
-        mixer_layers=mixer_layers,
-        num_caption_tokens=caption_tokens,
-        num_task_tokens=task_tokens,
+    config = replace(
+        _sized(parts.sam, parts.text, recipe),
         tokenizer_name=parts.tokenizer_name or tokenizer_name,
         timm_vision_name=timm_encoder or parts.timm_vision_name,
         timm_levels=() if timm_encoder else parts.timm_levels,
     )
-    empty = build_empty(config)
-    state = _encoder_of(parts, timm_encoder) | _drawn(empty, seed)
+    state = parts.state
+    if timm_encoder:
+        state = {n: v for n, v in state.items() if not n.startswith("vision_encoder.")}
+        state |= pretrained_timm_state(timm_encoder)
+    state = state | _drawn(build_empty(config), recipe.seed)
     where = f"sam={sam}, language_model={language_model}"
     return assemble(config, state, parts.tokenizer, where=where)
 
 
-def sizes_before_training(
-    sam: str,
-    language_model: str,
-    *,
-    mixer_layers: int,
-    caption_tokens: int,
-    task_tokens: int,
-    timm_encoder: str = "",
-) -> ScaConfig:
-    """The sizes of such a model from config files alone, or from memory for well-known names.
+def sizes_before_training(recipe: CaptionRecipe) -> ScaConfig:
+    """The sizes of a recipe's model from config files alone, or from memory for well-known names.
 
     Raises:
         ScaError: for a name that is neither a folder here nor well known.
     """
+    sizes = _sized(_sam_sizes(recipe.sam), _text_sizes(recipe.language_model), recipe)
+    return replace(sizes, timm_vision_name=recipe.timm_encoder)
+
+
+def _sized(sam: SamConfig, text: PreTrainedConfig, recipe: MixerNumbers) -> ScaConfig:
     return ScaConfig(
-        sam=_sam_sizes(sam),
-        text=_text_sizes(language_model),
-        mixer_layers=mixer_layers,
-        num_caption_tokens=caption_tokens,
-        num_task_tokens=task_tokens,
-        timm_vision_name=timm_encoder,
+        sam=sam,
+        text=text,
+        mixer_layers=recipe.mixer_layers,
+        num_caption_tokens=recipe.caption_tokens,
+        num_task_tokens=recipe.task_tokens,
     )
 
 
@@ -139,13 +143,6 @@ def _known(sizes: Mapping[str, object]) -> str:
     return f"the sizes of {', '.join(sizes)} are known without one"
 
 
-def _encoder_of(parts: Parts, timm_encoder: str) -> dict[str, Tensor]:
-    if not timm_encoder:
-        return parts.state
-    kept = {n: v for n, v in parts.state.items() if not n.startswith("vision_encoder.")}
-    return kept | pretrained_timm_state(timm_encoder)
-
-
 def _drawn(empty: ScaModel, seed: int) -> dict[str, Tensor]:
     """New weights for the trained part, under published names."""
     generator = torch.Generator().manual_seed(seed)
@@ -179,12 +176,9 @@ def starting_model(recipe: CaptionRecipe, tokenizer: Path, *, write: bool) -> Sc
             model = initial_model(
                 fetch_part("sam", recipe.sam),
                 language_model,
-                mixer_layers=recipe.mixer_layers,
-                caption_tokens=recipe.caption_tokens,
-                task_tokens=recipe.task_tokens,
+                recipe,
                 timm_encoder=recipe.timm_encoder,
                 tokenizer_name=recipe.language_model,
-                seed=recipe.seed,
             )
             source = language_model
     model.tokenizer = read_tokenizer(source, eos_token_id=model.config.eos_token_id)

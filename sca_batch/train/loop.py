@@ -228,9 +228,13 @@ class _Loop:
 
     def _not_finite(self, what: str, made: Sequence[Batch]) -> TrainingError:
         keys = gathered(self.accelerator, [key for batch in made for key in batch.keys])
+        steps = self.state.checkpoints.steps()
+        kept = "There is no checkpoint yet"
+        if steps:
+            kept = f"The checkpoint of step {steps[-1]:,} is kept"
         return TrainingError(
             f"step {self.state.step}: {what} on images {', '.join(keys)}. "
-            f"{_last_checkpoint(self.state.checkpoints)}. Lower lr or look at these images, then "
+            f"{kept}. Lower lr or look at these images, then "
             "--resume"
         )
 
@@ -277,13 +281,6 @@ def _export(state: RunState, task: Task, out: Path, export: Export, say: Report)
     if state.accelerator.is_main_process:
         task.export(out / "model")
         say(f"Wrote the model of {which} to {out / 'model'}")
-
-
-def _last_checkpoint(checkpoints: Checkpoints) -> str:
-    steps = checkpoints.steps()
-    return (
-        f"The checkpoint of step {steps[-1]:,} is kept" if steps else "There is no checkpoint yet"
-    )
 
 
 @contextmanager
