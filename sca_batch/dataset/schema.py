@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TypedDict
+from types import NoneType
+from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,6 @@ from sca_batch.records import (
     ImageRef,
     PromptType,
     Region,
-    Rle,
     Status,
     redacted,
 )
@@ -33,141 +33,114 @@ COORDINATE_FRAME = (
     "a box is [x, y, width, height], and x + width and y + height are exclusive"
 )
 
-# What each field holds, with its unit and frame; stored with every shard.
-FIELD_NOTES = {
-    "image_id": "integer id, that of the manifest or counted from 1",
-    "key": "identity of the manifest's row: its id, or the path relative to the source",
-    "uri": "where the image was read from",
-    "file_name": "path relative to the source",
-    "sha256": "digest of the file's bytes, hexadecimal; null when it was not read",
-    "width": "pixels, after EXIF orientation",
-    "height": "pixels, after EXIF orientation",
-    "status": "ok; empty: no region was found or given; failed: see error_code",
-    "error_code": "why the image failed, one word; else null",
-    "error": "why the image failed, a sentence; else null",
-    "extra": "JSON object with the manifest's other columns, and its references",
-    "regions": "list, empty unless status is ok",
-    "regions.region_id": "from 0 within the image; order of SAM, or of the manifest",
-    "regions.bbox": "[x, y, width, height], pixels; of a masked region the mask's tight box",
-    "regions.area": "pixels; of a masked region the mask's",
-    "regions.segmentation": "compressed COCO RLE of the mask; null for a region without one",
-    "regions.segmentation.size": "[height, width], pixels",
-    "regions.segmentation.counts": "run lengths column by column, compressed as in pycocotools",
-    "regions.caption": "the sentence; may be empty",
-    "regions.caption_logprob": "mean log-probability per generated token, end included; nats",
-    "regions.caption_score": "exp(caption_logprob), in (0, 1]",
-    "regions.captions": "every caption that was kept, the best beam first, or one per caption head",
-    "regions.captions.text": "the sentence",
-    "regions.captions.logprob": "as caption_logprob",
-    "regions.predicted_iou": "SAM's own estimate of the mask's IoU, about [0, 1]",
-    "regions.stability_score": "SAM's stability score, [0, 1]; null for given regions",
-    "regions.points": "[[x, y], ...] the points that prompted the region, pixels; else null",
-    "regions.crop_box": "[x, y, width, height] the crop in which the region was found, pixels",
-    "regions.prompt_type": "grid_point, box, points or mask",
-    "regions.prompt_box_xyxy": "[x0, y0, x1, y1] the prompting box as given, unclipped, pixels",
-    "regions.prompt_id": "the manifest's id of the given region; else null",
-}
-
-FLOATS = pa.list_(pa.float32())
+Int32 = Annotated[int, pa.int32()]
+Int64 = Annotated[int, pa.int64()]
+Float32 = Annotated[float, pa.float32()]
+Float64 = Annotated[float, pa.float64()]
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
+# Each field with what it holds, its unit and frame, which is stored with every shard.
+class SegmentationRow(TypedDict):
+    """The mask of a region."""
 
-
-# Prompts stay float64: "as given" would not be true after rounding.
-REGION = pa.struct(
-    [
-        _required("region_id", pa.int32()),
-        _required("bbox", FLOATS),
-        _required("area", pa.int64()),
-        pa.field(
-            "segmentation",
-            pa.struct([_required("size", pa.list_(pa.int32())), _required("counts", pa.string())]),
-        ),
-        _required("caption", pa.string()),
-        _required("caption_logprob", pa.float32()),
-        _required("caption_score", pa.float32()),
-        _required(
-            "captions",
-            pa.list_(
-                pa.struct([_required("text", pa.string()), _required("logprob", pa.float32())])
-            ),
-        ),
-        pa.field("predicted_iou", pa.float32()),
-        pa.field("stability_score", pa.float32()),
-        pa.field("points", pa.list_(pa.list_(pa.float64()))),
-        pa.field("crop_box", FLOATS),
-        _required("prompt_type", pa.string()),
-        pa.field("prompt_box_xyxy", pa.list_(pa.float64())),
-        pa.field("prompt_id", pa.string()),
-    ]
-)
-
-SCHEMA = pa.schema(
-    [
-        _required("image_id", pa.int64()),
-        _required("key", pa.string()),
-        _required("uri", pa.string()),
-        _required("file_name", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        _required("status", pa.string()),
-        pa.field("error_code", pa.string()),
-        pa.field("error", pa.string()),
-        _required("extra", pa.string()),
-        _required("regions", pa.list_(REGION)),
-    ],
-    metadata={
-        "sca.coordinate_frame": COORDINATE_FRAME,
-        "sca.fields": json.dumps(FIELD_NOTES),
-    },
-)
+    size: Annotated[list[Int32], "[height, width], pixels"]
+    counts: Annotated[str, "run lengths column by column, compressed as in pycocotools"]
 
 
 class CaptionRow(TypedDict):
-    """One kept caption of a region, as `SCHEMA` has it."""
+    """A kept caption of a region."""
 
-    text: str
-    logprob: float
+    text: Annotated[str, "the sentence"]
+    logprob: Annotated[Float32, "as caption_logprob"]
 
 
 class RegionRow(TypedDict):
-    """One region of a row, as `SCHEMA` has it; `FIELD_NOTES` say what the fields are."""
+    """A region of a row."""
 
-    region_id: int
-    bbox: list[float]
-    area: int
-    segmentation: Rle | None
-    caption: str
-    caption_logprob: float
-    caption_score: float
-    captions: list[CaptionRow]
-    predicted_iou: float | None
-    stability_score: float | None
-    points: list[list[float]] | None
-    crop_box: list[float] | None
-    prompt_type: PromptType
-    prompt_box_xyxy: list[float] | None
-    prompt_id: str | None
+    region_id: Annotated[Int32, "from 0 within the image; order of SAM, or of the manifest"]
+    bbox: Annotated[
+        list[Float32], "[x, y, width, height], pixels; of a masked region the mask's tight box"
+    ]
+    area: Annotated[Int64, "pixels; of a masked region the mask's"]
+    segmentation: Annotated[
+        SegmentationRow | None, "compressed COCO RLE of the mask; null for a region without one"
+    ]
+    caption: Annotated[str, "the sentence; may be empty"]
+    caption_logprob: Annotated[
+        Float32, "mean log-probability per generated token, end included; nats"
+    ]
+    caption_score: Annotated[Float32, "exp(caption_logprob), in (0, 1]"]
+    captions: Annotated[
+        list[CaptionRow],
+        "every caption that was kept, the best beam first, or one per caption head",
+    ]
+    predicted_iou: Annotated[Float32 | None, "SAM's own estimate of the mask's IoU, about [0, 1]"]
+    stability_score: Annotated[
+        Float32 | None, "SAM's stability score, [0, 1]; null for given regions"
+    ]
+    # Prompts stay float64: "as given" would not be true after rounding.
+    points: Annotated[
+        list[list[Float64]] | None,
+        "[[x, y], ...] the points that prompted the region, pixels; else null",
+    ]
+    crop_box: Annotated[
+        list[Float32] | None, "[x, y, width, height] the crop in which the region was found, pixels"
+    ]
+    prompt_type: Annotated[PromptType, "grid_point, box, points or mask"]
+    prompt_box_xyxy: Annotated[
+        list[Float64] | None, "[x0, y0, x1, y1] the prompting box as given, unclipped, pixels"
+    ]
+    prompt_id: Annotated[str | None, "the manifest's id of the given region; else null"]
 
 
 class RecordRow(TypedDict):
-    """One record, as `SCHEMA` has it."""
+    """A record."""
 
-    image_id: int
-    key: str
-    uri: str
-    file_name: str
-    sha256: str | None
-    width: int | None
-    height: int | None
-    status: Status
-    error_code: str | None
-    error: str | None
-    extra: str
-    regions: list[RegionRow]
+    image_id: Annotated[Int64, "integer id, that of the manifest or counted from 1"]
+    key: Annotated[
+        str, "identity of the manifest's row: its id, or the path relative to the source"
+    ]
+    uri: Annotated[str, "where the image was read from"]
+    file_name: Annotated[str, "path relative to the source"]
+    sha256: Annotated[
+        str | None, "digest of the file's bytes, hexadecimal; null when it was not read"
+    ]
+    width: Annotated[Int32 | None, "pixels, after EXIF orientation"]
+    height: Annotated[Int32 | None, "pixels, after EXIF orientation"]
+    status: Annotated[Status, "ok; empty: no region was found or given; failed: see error_code"]
+    error_code: Annotated[str | None, "why the image failed, one word; else null"]
+    error: Annotated[str | None, "why the image failed, a sentence; else null"]
+    extra: Annotated[str, "JSON object with the manifest's other columns, and its references"]
+    regions: Annotated[list[RegionRow], "list, empty unless status is ok"]
+
+
+def _fields(row: type, notes: dict[str, str], prefix: str = "") -> list[pa.Field]:
+    """The Arrow fields of a row; `notes` gets what they hold, by dotted name."""
+
+    def arrow(kind: Any, name: str) -> pa.DataType:
+        parts = [part for part in get_args(kind) if part is not NoneType]
+        if is_typeddict(kind):
+            return pa.struct(_fields(kind, notes, f"{name}."))
+        if parts and isinstance(parts[-1], pa.DataType):
+            return parts[-1]
+        if get_origin(kind) is list:
+            return pa.list_(arrow(parts[0], name))
+        return arrow(parts[0], name) if NoneType in get_args(kind) else pa.string()
+
+    fields = []
+    for name, hint in get_type_hints(row, include_extras=True).items():
+        *width, notes[f"{prefix}{name}"] = hint.__metadata__
+        kind = width[0] if width else arrow(hint.__origin__, f"{prefix}{name}")
+        fields.append(pa.field(name, kind, nullable=NoneType in get_args(hint.__origin__)))
+    return fields
+
+
+FIELD_NOTES: dict[str, str] = {}
+_FIELDS = _fields(RecordRow, FIELD_NOTES)
+SCHEMA = pa.schema(
+    _FIELDS,
+    metadata={"sca.coordinate_frame": COORDINATE_FRAME, "sca.fields": json.dumps(FIELD_NOTES)},
+)
 
 
 def record_to_row(record: ImageRecord) -> RecordRow:
