@@ -91,9 +91,10 @@ def parse_row(
             parsed = {name: _json_cell(value, name) for name, value in lists.items()}
             lists = {name: value for name, value in parsed.items() if value is not None}
         prompts, references = _regions(lists, box_format)
+        extra = {name: plain_json(value) for name, value in filled.items()}
         if references is not None:
-            filled["references"] = references
-        return Row(uri, given_id, prompts, {name: plain_json(v) for name, v in filled.items()})
+            extra["references"] = references
+        return Row(uri, given_id, prompts, extra)
     except ScaError as error:
         raise ScaError(f"{place}: {error}") from None
 
@@ -125,10 +126,13 @@ def plain_json(value: object) -> Json:
 
 def dump_json(value: object) -> str:
     """Compact JSON of what `plain_json` makes of the value."""
-    plain = plain_json(value)
-    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # not plain: as a rule it is, and this is slow
+        value = plain_json(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Half of a surrogate pair: only its escape is valid UTF-8.
-    return text if is_utf8(text) else json.dumps(plain, separators=(",", ":"))
+    return text if is_utf8(text) else json.dumps(value, separators=(",", ":"))
 
 
 def _uri(filled: dict[str, object], columns: list[str]) -> str:
@@ -184,7 +188,7 @@ def _json_cell(value: object, column: str) -> object:
 
 def _regions(
     lists: Mapping[str, object], box_format: BoxFormat | None
-) -> tuple[tuple[Prompt, ...] | None, list[list[str]] | list[str] | None]:
+) -> tuple[tuple[Prompt, ...] | None, list[Json] | None]:
     """The row's given regions and its references, both None if absent."""
     box_columns = [name for name in BOX_COLUMNS if name in lists]
     if len(box_columns) > 1:
