@@ -157,7 +157,7 @@ def record_to_row(record: ImageRecord) -> RecordRow:
         "status": record.status,
         "error_code": record.error_code,
         "error": None if record.error is None else redacted(record.error),
-        "extra": dump_json(ref.extra, ref.key),
+        "extra": dump_json(ref.extra),
         "regions": [_region_to_row(region) for region in record.regions],
     }
 

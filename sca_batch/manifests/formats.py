@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,8 +22,8 @@ MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".json")
 MOST_PROBLEMS = 100  # lines that may be wrong before a manifest is not read further
 
 Numbered = tuple[int, Row]
+Cells = Mapping[str, object]
 OnProblem = Callable[[str], None]
-Reader = Callable[[Iterable[bytes], str, BoxFormat | None], Iterator[Numbered]]
 
 
 def manifest_rows(
@@ -40,22 +39,19 @@ def manifest_rows(
         ScaError: for a suffix that is none, and at the first problem when nobody is told.
     """
     suffix = path.suffix.lower()
-    readers: dict[str, Reader] = {
-        ".txt": _txt,
-        ".csv": partial(_delimited, delimiter=","),
-        ".tsv": partial(_delimited, delimiter="\t"),
-    }
     try:
-        if suffix == ".parquet":
-            yield from _parquet(path, box_format)
-        elif suffix == ".json":
+        if suffix == ".json":
             yield from coco_rows(path)
-        elif suffix in MANIFEST_SUFFIXES:
+        elif suffix == ".jsonl":
             with path.open("rb") as file:
-                if suffix == ".jsonl":
-                    yield from jsonl_rows(file, str(path), box_format, on_problem)
-                else:
-                    yield from readers[suffix](file, str(path), box_format)
+                yield from jsonl_rows(file, str(path), box_format, on_problem)
+        elif suffix in MANIFEST_SUFFIXES:
+            readers = {".parquet": _parquet, ".txt": _txt}
+            unit = "row" if suffix == ".parquet" else "line"
+            for number, cells in readers.get(suffix, _delimited)(path):
+                place = f"{path}, {unit} {number}"
+                text_cells = suffix != ".txt"
+                yield number, parse_row(cells, place, box_format=box_format, text_cells=text_cells)
         else:
             raise ScaError(
                 f"{path}: {suffix or 'no suffix'} is not a manifest's; expected "
@@ -127,30 +123,28 @@ def _text(line: bytes, number: int, name: str) -> str:
         ) from None
 
 
-def _lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines as text."""
-    return ((number, _text(line, number, name)) for number, line in enumerate(file, start=1))
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield number, _text(line, number, str(path))
 
 
-def _txt(file: Iterable[bytes], name: str, box_format: BoxFormat | None) -> Iterator[Numbered]:
-    for number, line in _lines(file, name):
-        cells = {"uri": line.rstrip("\r\n")}
-        if cells["uri"].strip():
-            place = f"{name}, line {number}"
-            yield number, parse_row(cells, place, box_format=box_format, text_cells=False)
+def _txt(path: Path) -> Iterator[tuple[int, Cells]]:
+    for number, line in _lines(path):
+        if line.strip():
+            yield number, {"uri": line.rstrip("\r\n")}
 
 
-def _delimited(
-    file: Iterable[bytes], name: str, box_format: BoxFormat | None, delimiter: str
-) -> Iterator[Numbered]:
+def _delimited(path: Path) -> Iterator[tuple[int, Cells]]:
     csv.field_size_limit(2**31 - 1)  # a row of masks is longer than the 128 KiB it allows
-    reader = csv.reader((line for _, line in _lines(file, name)), delimiter=delimiter, strict=True)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
     try:
         for cells in reader:
             at, start = start, reader.line_num + 1  # a quoted cell may span lines
-            place = f"{name}, line {at}"
+            place = f"{path}, line {at}"
             if not cells:
                 continue
             if header is None:
@@ -161,12 +155,9 @@ def _delimited(
                     f"{place}: {len(cells)} cells under a header of {len(header)}; expected "
                     "one per column, and double quotes around a cell with a separator inside"
                 )
-            row = parse_row(
-                dict(zip(header, cells, strict=True)), place, box_format=box_format, text_cells=True
-            )
-            yield at, row
+            yield at, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ScaError(f"{name}, line {start}: not a row of a table ({error})") from None
+        raise ScaError(f"{path}, line {start}: not a row of a table ({error})") from None
 
 
 def _header(cells: list[str], place: str) -> list[str]:
@@ -179,14 +170,10 @@ def _header(cells: list[str], place: str) -> list[str]:
     return names
 
 
-def _parquet(path: Path, box_format: BoxFormat | None) -> Iterator[Numbered]:
-    name = str(path)
+def _parquet(path: Path) -> Iterator[tuple[int, Cells]]:
     try:
         with pq.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=1024)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, cells in enumerate(rows, start=1):
-                place = f"{name}, row {number}"
-                yield number, parse_row(cells, place, box_format=box_format, text_cells=True)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except pa.ArrowException as error:
-        raise ScaError(f"{name}: not a readable Parquet file ({error})") from None
+        raise ScaError(f"{path}: not a readable Parquet file ({error})") from None

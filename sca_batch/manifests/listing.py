@@ -189,7 +189,7 @@ def listing_frames(rows: Iterable[tuple[int, Row, str, str]]) -> Iterator[pl.Dat
     chunk: list[dict[str, object]] = []
     size = 0
     for position, row, uri, file_name in rows:
-        extra = dump_json(row.extra, uri)
+        extra = dump_json(row.extra)
         size += len(extra) + sum(map(_size, row.prompts or ()))
         number = row.given_id if isinstance(row.given_id, int) else None
         chunk.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -82,73 +83,76 @@ def parse_row(
         for name, value in cells.items()
         if value is not None and not (text_cells and value == "")
     }
-    uri = _uri(filled, place, list(cells))
-    given_id = _id(filled, place, text_cells)
-    lists = {name: filled.pop(name) for name in LIST_COLUMNS if name in filled}
-    if text_cells:
-        parsed = {name: _json_cell(value, name, place) for name, value in lists.items()}
-        lists = {name: value for name, value in parsed.items() if value is not None}
-    prompts, references = _regions(lists, place, box_format)
-    if references is not None:
-        filled["references"] = references
-    return Row(uri, given_id, prompts, {name: plain_json(v, place) for name, v in filled.items()})
+    try:
+        uri = _uri(filled, list(cells))
+        given_id = _id(filled, text_cells)
+        lists = {name: filled.pop(name) for name in LIST_COLUMNS if name in filled}
+        if text_cells:
+            parsed = {name: _json_cell(value, name) for name, value in lists.items()}
+            lists = {name: value for name, value in parsed.items() if value is not None}
+        prompts, references = _regions(lists, box_format)
+        extra = {name: plain_json(value) for name, value in filled.items()}
+        if references is not None:
+            extra["references"] = references
+        return Row(uri, given_id, prompts, extra)
+    except ScaError as error:
+        raise ScaError(f"{place}: {error}") from None
 
 
-def plain_json(value: object, place: str) -> Json:
+def plain_json(value: object) -> Json:
     """The value as any reader of JSON accepts it: NaN becomes null, dates become text.
 
     Raises:
         ScaError: for binary values, and for lists in lists without end.
     """
-    try:
-        return _plain(value, place)
-    except RecursionError:
-        raise ScaError(f"{place}: {show(str(value)[:99])} is nested too deeply") from None
-
-
-def _plain(value: object, place: str) -> Json:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item, place) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, place) for item in value]
+    try:
+        if isinstance(value, Mapping):
+            return {str(name): plain_json(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain_json(item) for item in value]
+    except RecursionError:
+        raise ScaError("a column holds lists in lists, too deep to be read") from None
     if isinstance(value, bytes | bytearray | memoryview):
         raise ScaError(
-            f"{place}: a column holds binary values, which `extra` cannot keep; "
+            "a column holds binary values, which `extra` cannot keep; "
             "expected text, numbers and lists. Leave that column out"
         )
     return str(value)
 
 
-def dump_json(value: object, place: str) -> str:
+def dump_json(value: object) -> str:
     """Compact JSON of what `plain_json` makes of the value."""
-    plain = plain_json(value, place)
-    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # not plain: as a rule it is, and this is slow
+        value = plain_json(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Half of a surrogate pair: only its escape is valid UTF-8.
-    return text if is_utf8(text) else json.dumps(plain, separators=(",", ":"))
+    return text if is_utf8(text) else json.dumps(value, separators=(",", ":"))
 
 
-def _uri(filled: dict[str, object], place: str, columns: list[str]) -> str:
+def _uri(filled: dict[str, object], columns: list[str]) -> str:
     """Takes the image's path or URL out of the row."""
     column = next((name for name in URI_COLUMNS if name in filled), None)
     if column is None:
         empty = [name for name in URI_COLUMNS if name in columns]
         if empty:
-            raise ScaError(f"{place}: {empty[0]} is empty; expected the path of an image")
+            raise ScaError(f"{empty[0]} is empty; expected the path of an image")
         raise ScaError(
-            f"{place}: no column with the image's path; expected one of {', '.join(URI_COLUMNS)}, "
+            f"no column with the image's path; expected one of {', '.join(URI_COLUMNS)}, "
             f"found {', '.join(map(str, columns)) or 'none'}"
         )
     value = filled.pop(column)
     if not isinstance(value, str) or not value or "\0" in value or not is_utf8(value):
-        raise ScaError(f"{place}: {column} {show(value)} is not the path or URL of an image")
+        raise ScaError(f"{column} {show(value)} is not the path or URL of an image")
     return value
 
 
-def _id(filled: dict[str, object], place: str, text_cells: bool) -> int | str | None:
+def _id(filled: dict[str, object], text_cells: bool) -> int | str | None:
     """Takes the row's id out of it: an integer where it is one, else text."""
     column = next((name for name in ID_COLUMNS if name in filled), None)
     if column is None:
@@ -157,18 +161,17 @@ def _id(filled: dict[str, object], place: str, text_cells: bool) -> int | str | 
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # an integer column with holes, as data frames write it
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise ScaError(f"{place}: {column} {show(value)} is neither an integer nor text")
+        raise ScaError(f"{column} {show(value)} is neither an integer nor text")
     if isinstance(value, str):
         if not is_utf8(value):
-            raise ScaError(f"{place}: {column} {show(value)} is not valid Unicode")
-        if text_cells and value.removeprefix("-").isdecimal() and value.isascii():
-            # 007 is a name: as a number it would not come back as it was.
-            value = int(value) if len(value) <= 20 and str(int(value)) == value else value
-    number: int | str = value
-    return str(number) if isinstance(number, int) and abs(number) > LARGEST_ID else number
+            raise ScaError(f"{column} {show(value)} is not valid Unicode")
+        # 007 is a name: as a number it would not come back as it was.
+        if text_cells and re.fullmatch(r"0|-?[1-9][0-9]{0,19}", value):
+            value = int(value)
+    return str(value) if isinstance(value, int) and abs(value) > LARGEST_ID else value
 
 
-def _json_cell(value: object, column: str, place: str) -> object:
+def _json_cell(value: object, column: str) -> object:
     if not isinstance(value, str):
         return value
     if column == "references" and not value.lstrip().startswith("["):
@@ -177,40 +180,37 @@ def _json_cell(value: object, column: str, place: str) -> object:
         parsed: object = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ScaError(
-            f"{place}: {column} {show(value)} is not JSON ({error}); "
+            f"{column} {show(value)} is not JSON ({error}); "
             "lists in a text table are written as JSON, such as [[0, 0, 10, 20]]"
         ) from None
     return parsed
 
 
 def _regions(
-    lists: Mapping[str, object], place: str, box_format: BoxFormat | None
-) -> tuple[tuple[Prompt, ...] | None, list[list[str]] | list[str] | None]:
+    lists: Mapping[str, object], box_format: BoxFormat | None
+) -> tuple[tuple[Prompt, ...] | None, list[Json] | None]:
     """The row's given regions and its references, both None if absent."""
     box_columns = [name for name in BOX_COLUMNS if name in lists]
     if len(box_columns) > 1:
-        raise ScaError(
-            f"{place}: boxes stand in {' and in '.join(box_columns)}; expected one of them"
-        )
+        raise ScaError(f"boxes stand in {' and in '.join(box_columns)}; expected one of them")
     box_column = box_columns[0] if box_columns else ""
-    boxes = _boxes(lists, box_column, place, box_format)
-    points = _entries(lists, "points", place, parse_points)
-    masks = _entries(lists, "masks_rle", place, parse_mask)
+    boxes = _boxes(lists, box_column, box_format)
+    points = _entries(lists, "points", parse_points)
+    masks = _entries(lists, "masks_rle", parse_mask)
     if points is None and "point_labels" in lists:
-        raise ScaError(f"{place}: point_labels without points; expected a column points")
-    labels = _entries(lists, "point_labels", place, parse_labels)
-    ids = _entries(lists, "prompt_ids", place, parse_prompt_id)
+        raise ScaError("point_labels without points; expected a column points")
+    labels = _entries(lists, "point_labels", parse_labels)
+    ids = _entries(lists, "prompt_ids", parse_prompt_id)
     if boxes is None and points is None and masks is None:
         if ids:
             raise ScaError(
-                f"{place}: prompt_ids without regions; expected boxes_xyxy, boxes_xywh, points "
-                "or masks_rle"
+                "prompt_ids without regions; expected boxes_xyxy, boxes_xywh, points or masks_rle"
             )
         whole = lists.get("references")
-        return None, None if whole is None else parse_texts(whole, f"{place}: references")
+        return None, None if whole is None else parse_texts(whole, "references")
     if isinstance(lists.get("references"), str):
         lists = {"references": [lists["references"]]}
-    references = _entries(lists, "references", place, parse_texts)
+    references = _entries(lists, "references", parse_texts)
     columns = {
         box_column: boxes, "points": points, "masks_rle": masks, "point_labels": labels,
         "prompt_ids": ids, "references": references,
@@ -221,7 +221,7 @@ def _regions(
     for name, other in others:
         if other != count:
             raise ScaError(
-                f"{place}: {first} has {count} entries and {name} has {other}; "
+                f"{first} has {count} entries and {name} has {other}; "
                 "expected one per region in each"
             )
     none = [None] * count
@@ -229,14 +229,13 @@ def _regions(
         boxes or none, points or none, labels or none, masks or none, ids or none, strict=True
     )
     return (
-        tuple(_prompt(i, place, *of_region) for i, of_region in enumerate(parts)),
+        tuple(_prompt(i, *of_region) for i, of_region in enumerate(parts)),
         None if references is None else [texts or [] for texts in references],
     )
 
 
 def _prompt(
     i: int,
-    place: str,
     box_xyxy: BoxXYXY | None,
     points: tuple[tuple[float, float], ...] | None,
     labels: tuple[int, ...] | None,
@@ -245,35 +244,32 @@ def _prompt(
 ) -> Prompt:
     points = points or ()
     if box_xyxy is None and not points and mask is None:
-        raise ScaError(f"{place}: region {i} has neither a box nor points nor a mask")
+        raise ScaError(f"region {i} has neither a box nor points nor a mask")
     labels = (1,) * len(points) if labels is None else labels
     if len(labels) != len(points):
         raise ScaError(
-            f"{place}: points[{i}] has {len(points)} points and point_labels[{i}] has "
-            f"{len(labels)}; expected one label per point"
+            f"points[{i}] has {len(points)} points and point_labels[{i}] has {len(labels)}; "
+            "expected one label per point"
         )
     return Prompt(box_xyxy, points, labels, mask, prompt_id or None)
 
 
 def _entries(
-    lists: Mapping[str, object], column: str, place: str, check: Callable[[object, str], T]
+    lists: Mapping[str, object], column: str, check: Callable[[object, str], T]
 ) -> list[T | None] | None:
     """The checked entries of a column, None where one is null; None where there is no column."""
     if column not in lists:
         return None
     value = lists[column]
     if not isinstance(value, list | tuple):
-        raise ScaError(
-            f"{place}: {column} {show(value)} is not a list; expected one entry per region"
-        )
+        raise ScaError(f"{column} {show(value)} is not a list; expected one entry per region")
     return [
-        None if entry is None else check(entry, f"{place}: {column}[{i}]")
-        for i, entry in enumerate(value)
+        None if entry is None else check(entry, f"{column}[{i}]") for i, entry in enumerate(value)
     ]
 
 
 def _boxes(
-    lists: Mapping[str, object], column: str, place: str, box_format: BoxFormat | None
+    lists: Mapping[str, object], column: str, box_format: BoxFormat | None
 ) -> list[BoxXYXY | None] | None:
     """The boxes of a column. A bare one may hold one box instead of a list of them."""
     order: BoxFormat = "xywh" if column == "boxes_xywh" else "xyxy"
@@ -281,11 +277,11 @@ def _boxes(
         value = lists[column]
         if box_format is None:
             raise ScaError(
-                f"{place}: {column} {show(value)} may be two corners or a corner and a size; "
+                f"{column} {show(value)} may be two corners or a corner and a size; "
                 "say which with --box-format xyxy or --box-format xywh, or name the column "
                 "boxes_xyxy or boxes_xywh"
             )
         order = box_format
         if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple):
             lists = {column: [value]}
-    return _entries(lists, column, place, lambda box, where: parse_box(box, where, order))
+    return _entries(lists, column, lambda box, where: parse_box(box, where, order))

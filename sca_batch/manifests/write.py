@@ -52,7 +52,7 @@ def write_manifest(rows: Iterable[Mapping[str, object]], target: Path) -> None:
                 _write_parquet(rows, file)
             else:
                 for row in rows:
-                    file.write(f"{dump_json(row, str(target))}\n".encode())
+                    file.write(f"{dump_json(row)}\n".encode())
     except OSError as error:
         raise ScaError(f"{target}: cannot be written ({error.strerror or error})") from None
 

@@ -45,7 +45,7 @@ def list_archive(archive: str) -> tuple[pl.DataFrame, int]:
             images = [member.name for member in sample if has_image_suffix(member.name)]
             sidecars = _sidecars(opened, sample) if images else {}
             files += images
-            extras += [dump_json(sidecars, archive)] * len(images)
+            extras += [dump_json(sidecars)] * len(images)
             others += len(sample) - len(images) - len(sidecars)
     except UNREADABLE as error:
         raise ScaError(f"{archive}: not a readable archive ({error})") from None
