@@ -91,9 +91,10 @@ def parse_row(
             parsed = {name: _json_cell(value, name) for name, value in lists.items()}
             lists = {name: value for name, value in parsed.items() if value is not None}
         prompts, references = _regions(lists, box_format)
+        extra = {name: plain_json(value) for name, value in filled.items()}
         if references is not None:
-            filled["references"] = references
-        return Row(uri, given_id, prompts, {name: plain_json(v) for name, v in filled.items()})
+            extra["references"] = references
+        return Row(uri, given_id, prompts, extra)
     except ScaError as error:
         raise ScaError(f"{place}: {error}") from None
 
@@ -125,10 +126,12 @@ def plain_json(value: object) -> Json:
 
 def dump_json(value: object) -> str:
     """Compact JSON of what `plain_json` makes of the value."""
-    plain = plain_json(value)
-    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError):
+        return dump_json(plain_json(value))
     # Half of a surrogate pair: only its escape is valid UTF-8.
-    return text if is_utf8(text) else json.dumps(plain, separators=(",", ":"))
+    return text if is_utf8(text) else json.dumps(value, separators=(",", ":"))
 
 
 def _uri(filled: dict[str, object], columns: list[str]) -> str:
@@ -184,7 +187,7 @@ def _json_cell(value: object, column: str) -> object:
 
 def _regions(
     lists: Mapping[str, object], box_format: BoxFormat | None
-) -> tuple[tuple[Prompt, ...] | None, list[list[str]] | list[str] | None]:
+) -> tuple[tuple[Prompt, ...] | None, list[Json] | None]:
     """The row's given regions and its references, both None if absent."""
     box_columns = [name for name in BOX_COLUMNS if name in lists]
     if len(box_columns) > 1:
@@ -203,7 +206,7 @@ def _regions(
                 "prompt_ids without regions; expected boxes_xyxy, boxes_xywh, points or masks_rle"
             )
         whole = lists.get("references")
-        return None, None if whole is None else parse_texts(whole, "references")
+        return None, None if whole is None else [*parse_texts(whole, "references")]
     if isinstance(lists.get("references"), str):
         lists = {"references": [lists["references"]]}
     references = _entries(lists, "references", parse_texts)
@@ -226,7 +229,7 @@ def _regions(
     )
     return (
         tuple(_prompt(i, *of_region) for i, of_region in enumerate(parts)),
-        None if references is None else [texts or [] for texts in references],
+        None if references is None else [[*(texts or ())] for texts in references],
     )
 
 
