@@ -188,7 +188,7 @@ def _with_regions(
         captions = ((i, annotation.get("caption")) for i, annotation in annotations)
         extra = extra | {
             "references": [
-                [] if text is None else [*parse_texts(text, f"{name}, annotations[{i}], caption")]
+                [] if text is None else parse_texts(text, f"{name}, annotations[{i}], caption")
                 for i, text in captions
             ]
         }

@@ -127,9 +127,10 @@ def plain_json(value: object) -> Json:
 def dump_json(value: object) -> str:
     """Compact JSON of what `plain_json` makes of the value."""
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError):
-        return dump_json(plain_json(value))
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):  # not plain: as a rule it is, and this is slow
+        value = plain_json(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Half of a surrogate pair: only its escape is valid UTF-8.
     return text if is_utf8(text) else json.dumps(value, separators=(",", ":"))
 

@@ -66,7 +66,7 @@ def parse_prompt_id(value: object, where: str) -> str:
     return str(value)
 
 
-def parse_texts(value: object, where: str) -> list[str]:
+def parse_texts(value: object, where: str) -> list[Json]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ScaError(f"{where} {show(value)} is not a sentence or a list of sentences")

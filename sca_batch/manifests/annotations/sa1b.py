@@ -15,15 +15,15 @@ from sca_batch.images.fetch import read_bytes
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Tally,
+    checked_size,
     is_id,
-    is_side,
     make_regions,
     require_split,
     whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt
 from sca_batch.manifests.request import Request
-from sca_batch.records import Json
+from sca_batch.records import Json, JsonObject
 from sca_batch.storage.archives import MEMBER, UNREADABLE, open_archive
 
 __all__ = ["read_sa1b"]
@@ -35,7 +35,7 @@ KEY = re.compile(r"(?:sa_)?(\d+)-\d+-(\d+)")
 
 
 class _Row(NamedTuple):
-    """One line of a table: whose region it is about, and the JSON behind the key."""
+    """One line of a table: the ids of its image and region, and the JSON behind the key."""
 
     line: int
     key: str
@@ -217,7 +217,7 @@ def _own_annotations(own: list[Path]) -> Annotations | None:
         if not isinstance(image, dict) or not isinstance(annotations, list):
             raise corrupt(path, "", "no image or no annotations", IMAGE_FORM)
         boxes = [_region(entry, path, f"annotations[{i}]") for i, entry in enumerate(annotations)]
-        return _checked_size(image.get("width"), image.get("height"), path, "image"), dict(boxes)
+        return checked_size(image, path, "image", IMAGE_FORM), dict(boxes)
     return None
 
 
@@ -225,8 +225,7 @@ def _table_annotations(table: Path, pairs: list[Pair]) -> Annotations:
     """The same from the lines of an annotation table; the size is that of the first mask."""
     path = table.parent.parent / "annotations" / table.name
     boxes: dict[int, list[int]] = {}
-    width: Json = None
-    height: Json = None
+    size_of: JsonObject = {}
     for row, other in pairs:
         assert other is not None, "a table has a partner for all lines or for none"
         where = f"line {other.line:,}"
@@ -234,8 +233,8 @@ def _table_annotations(table: Path, pairs: list[Pair]) -> Annotations:
         segmentation = other.value.get("segmentation") if isinstance(other.value, dict) else None
         size = segmentation.get("size") if isinstance(segmentation, dict) else None
         if isinstance(size, list) and len(size) == 2:
-            height, width = size
-    return _checked_size(width, height, path, where), boxes
+            size_of = dict(zip(("height", "width"), size, strict=True))
+    return checked_size(size_of, path, where, IMAGE_FORM), boxes
 
 
 def _region(annotation: Json, path: Path, where: str) -> tuple[int, list[int]]:
@@ -244,9 +243,3 @@ def _region(annotation: Json, path: Path, where: str) -> tuple[int, list[int]]:
         if box is not None and is_id(region_id):
             return region_id, box
     raise corrupt(path, where, "no bbox or no id", REGION_FORM)
-
-
-def _checked_size(width: Json, height: Json, path: Path, where: str) -> tuple[int, int]:
-    if not (is_side(width) and is_side(height)):
-        raise corrupt(path, where, f"the size {width} x {height}", IMAGE_FORM)
-    return width, height
