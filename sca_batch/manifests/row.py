@@ -207,7 +207,7 @@ def _regions(
                 "prompt_ids without regions; expected boxes_xyxy, boxes_xywh, points or masks_rle"
             )
         whole = lists.get("references")
-        return None, None if whole is None else parse_texts(whole, "references")
+        return None, None if whole is None else [*parse_texts(whole, "references")]
     if isinstance(lists.get("references"), str):
         lists = {"references": [lists["references"]]}
     references = _entries(lists, "references", parse_texts)
@@ -230,7 +230,7 @@ def _regions(
     )
     return (
         tuple(_prompt(i, *of_region) for i, of_region in enumerate(parts)),
-        None if references is None else [texts or [] for texts in references],
+        None if references is None else [[*(texts or ())] for texts in references],
     )
 
 
