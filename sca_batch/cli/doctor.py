@@ -141,7 +141,7 @@ def _devices() -> tuple[list[str], list[str]]:
 
 
 def _bundled_model() -> tuple[str, list[str]]:
-    from sca_batch.model.zoo import bundled_folder
+    from sca_batch.model.names import bundled_folder
 
     try:
         weights = bundled_folder("sca-tiny") / "model.safetensors"

@@ -45,7 +45,7 @@ def list_models() -> None:
     CIDEr and METEOR are those reported on Visual Genome's test set. Models other than the bundled
     one are downloaded from the hub when they are first used.
     """
-    from sca_batch.model.zoo import MODELS
+    from sca_batch.model.names import MODELS
 
     rows = [("MODEL", "LANGUAGE MODEL", "TRAINED ON", "CIDER", "METEOR", "WHERE")]
     for name, facts in MODELS.items():
@@ -62,7 +62,8 @@ def info(name: str) -> None:
 
     Nothing is computed and, for a folder, no weights are read into memory.
     """
-    from sca_batch.model.zoo import Composition, load_model, locate, quiet_libraries
+    from sca_batch.model.hub import Composition, locate, quiet_libraries
+    from sca_batch.model.load import load_model
 
     with quiet_libraries():
         located = locate(name)
@@ -155,7 +156,7 @@ def record_stages(
     """
     from sca_batch.checks import record
     from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     given_boxes = [_numbers(box, (4,), "--box", "X0,Y0,X1,Y1") for box in boxes]
     given_points = [[_point(point) for point in region.split()] for region in points]
@@ -223,7 +224,8 @@ def check_stages(
     `sca model record` or from any other implementation of the model.
     """
     from sca_batch.checks import check, read_recording, verdict
-    from sca_batch.model.zoo import load_model, locate
+    from sca_batch.model.hub import locate
+    from sca_batch.model.load import load_model
 
     atol = dict(_tolerance(item) for item in tolerances)
     if against is None:

@@ -252,7 +252,7 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
     Raises:
         ScaError: for a request that cannot be met, as far as that can be told without its model.
     """
-    from sca_batch.model.zoo import config_at_hand
+    from sca_batch.model.names import config_at_hand
     from sca_batch.regions.settings import AutomaticMaskSettings
 
     if not request.source.names:

@@ -34,6 +34,7 @@ from sca_batch.model.weight_files import (
     read_weights,
     write_weights,
 )
+from sca_batch.records import JsonObject
 
 __all__ = ["Parts", "compose", "load_sam", "own_sam_name", "read_parts", "save_sam"]
 
@@ -232,7 +233,7 @@ def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfi
         raise ScaError(f"{path}: not one of sam_vit_b, sam_vit_l, sam_vit_h of segment_anything")
     width = int(patch.shape[0])
     layers, heads, global_layers = sizes[width]
-    vision = {
+    vision: JsonObject = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,

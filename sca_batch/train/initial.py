@@ -17,6 +17,7 @@ from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config
 from sca_batch.model.parts import Parts, read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
+from sca_batch.records import JsonObject
 
 __all__ = ["initial_model", "sizes_before_training"]
 
@@ -110,7 +111,7 @@ def _sam_sizes(sam: str) -> SamConfig:
     if sam not in _SAM_SIZES:
         raise ScaError(f"sam={sam}: no folder with a config.json; {_known(_SAM_SIZES)}")
     width, layers, heads, global_layers = _SAM_SIZES[sam]
-    vision = {
+    vision: JsonObject = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sca_batch.errors import ScaError
+from sca_batch.model.hub import fetch_part, quiet_libraries, tokenizer_folder
+from sca_batch.model.load import load_model
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
-from sca_batch.model.zoo import fetch_part, load_model, quiet_libraries, tokenizer_folder
 from sca_batch.storage.atomic import writing
 from sca_batch.train.caption_recipes import CaptionRecipe
 from sca_batch.train.initial import initial_model

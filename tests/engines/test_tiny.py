@@ -25,7 +25,7 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def tiny():
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     return load_model("sca-tiny", device="cpu")
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def on_gpu(shapes_folder):
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     return load_model(shapes_folder, device="cuda", dtype="float32")
 
