@@ -1,4 +1,4 @@
-"""Metadata, dependencies and extras of `sca`; the build copies the recipes and samples inside."""
+"""Metadata, dependencies and extras; the build copies the recipes and samples inside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BuildWithAssets(build_py):
 
 
 setup(
-    name="sca",
+    name="sca-batch",  # `sca` on PyPI is another project
     version=VERSION,
     description="Dense captioning of image corpora with Segment and Caption Anything",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
@@ -39,14 +39,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sca_batch", "sca_batch.*"]),
-    package_data={
-        "sca_batch": [
-            "assets/**/*",
-            "train/scenes/*.json",
-            "train/scenes/*.md",
-            "train/scenes/*.txt",
-        ]
-    },
+    package_data={"sca_batch": ["assets/**/*"]},
     install_requires=[
         "click>=8.1",
         "fsspec>=2024.6",

@@ -20,7 +20,14 @@ from sca_batch.engines.graphs import GRAPHS, example_inputs
 from sca_batch.engines.int8 import quantize
 from sca_batch.engines.onnx import OnnxEngine, Precision, export, files_digest, onnx_files
 from sca_batch.engines.openvino import OpenVinoEngine
-from sca_batch.engines.plans import PlanFacts, building_folder, keep_plan, suffix_of, this_machine
+from sca_batch.engines.plans import (
+    BACKENDS,
+    PlanFacts,
+    building_folder,
+    keep_plan,
+    suffix_of,
+    this_machine,
+)
 from sca_batch.engines.recipes import Recipe
 from sca_batch.errors import MissingPackageError
 from sca_batch.images.pixels import preprocess
@@ -70,7 +77,8 @@ def build_checked(
     machine = this_machine(model.device, [backend])
     version = machine.versions[backend]
     if version is None:
-        raise MissingPackageError(backend, "building this plan", "see `sca doctor`")
+        module, extra = BACKENDS[backend]
+        raise MissingPackageError(module, "building this plan", extra)
     facts = PlanFacts(
         graph=graph,
         backend=backend,

@@ -111,7 +111,7 @@ def train(
     The recipe tiny makes the bundled model, on composed scenes of pictograms, in five stages
     that are recipes too: tiny-language, tiny-sam, tiny-edges (--set start=FILE.pt), tiny-reading
     (--set sam=DIR --set language_model=DIR) and tiny-caption (--set start=DIR). Its art is fetched
-    once with npm. Training needs the extra: pip install 'sca[train]'.
+    once with npm. Training needs the extra: pip install '.[train]'.
 
     SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
     checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need, onnx_files
+from sca_batch.engines.onnx import onnx_files
+from sca_batch.errors import optional_package
 
 __all__ = ["quantize"]
 
@@ -33,9 +34,9 @@ def quantize(exported: Path, path: Path, pixels: Iterable[Tensor]) -> None:
     Raises:
         MissingPackageError: without ONNX Runtime, which also runs the calibration.
     """
-    quantization: Any = need("onnxruntime.quantization", "int8")
-    calibrate: Any = need("onnxruntime.quantization.calibrate", "int8")
-    graph = need("onnx", "int8").load(exported, load_external_data=False).graph
+    quantization = optional_package("onnxruntime.quantization", "int8", "cpu")
+    calibrate = optional_package("onnxruntime.quantization.calibrate", "int8", "cpu")
+    graph = optional_package("onnx", "int8", "cpu").load(exported, load_external_data=False).graph
     products = _products_with_weights(graph)
     with _quiet(), TemporaryDirectory() as folder:
         ranges = Path(folder, "ranges.json")
@@ -65,19 +66,19 @@ def _products_with_weights(graph: Any) -> list[Any]:
 
 def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> Any:
     """The least and the largest value of every activation that is quantized."""
-    runtime: Any = need("onnxruntime", "int8")
-    quantization: Any = need("onnxruntime.quantization", "int8")
-    calibrate: Any = need("onnxruntime.quantization.calibrate", "int8")
+    runtime = optional_package("onnxruntime", "int8", "cpu")
+    quantization = optional_package("onnxruntime.quantization", "int8", "cpu")
+    calibrate = optional_package("onnxruntime.quantization.calibrate", "int8", "cpu")
     batches = iter(pixels)
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def get_next(self) -> dict[str, Any] | None:
             batch = next(batches, None)
             return None if batch is None else {"pixels": batch.cpu().numpy()}
 
     # As the library has it, but for memory: attention's scores (0.8 GB a layer in ViT-B) need no
     # range, and its session keeps an arena of many times that: 21 GB.
-    class Calibrator(calibrate.MinMaxCalibrater):  # type: ignore[misc]
+    class Calibrator(calibrate.MinMaxCalibrater):  # type: ignore[misc, name-defined]
         def select_tensors_to_calibrate(self, model: Any) -> Any:
             every, value_infos = super().select_tensors_to_calibrate(model)
             products = _products_with_weights(model.graph)

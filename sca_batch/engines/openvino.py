@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need, raise_if_out_of_memory
-from sca_batch.errors import ScaError
+from sca_batch.engines.onnx import raise_if_out_of_memory
+from sca_batch.errors import ScaError, optional_package
 
 __all__ = ["OpenVinoEngine"]
 
@@ -32,7 +32,7 @@ class OpenVinoEngine:
         static: bool = False,
         threads: int | None = None,
     ) -> None:
-        openvino = need("openvino", "--engine openvino")
+        openvino = optional_package("openvino", "--engine openvino", "cpu")
         self._core = openvino.Core()
         self._static = static
         self._config = {

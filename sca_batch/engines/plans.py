@@ -21,6 +21,7 @@ from uuid import uuid4
 import torch
 
 from sca_batch.engines.onnx import files_digest, onnx_files
+from sca_batch.errors import install_hint
 
 __all__ = [
     "BACKENDS",
@@ -36,13 +37,13 @@ __all__ = [
     "this_machine",
 ]
 
-# Backend -> the module whose version a plan belongs to. Those for a device stand in the order in
-# which `--engine auto` prefers them.
+# Backend -> the module whose version a plan belongs to, and the extra that brings it. Those for a
+# device stand in the order in which `--engine auto` prefers them.
 BACKENDS = {
-    "openvino": "openvino",
-    "onnx": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
+    "openvino": ("openvino", "cpu"),
+    "onnx": ("onnxruntime", "cpu"),
+    "tensorrt": ("tensorrt", "trt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "trt-rtx"),
 }
 # What ComputeCapability has in TensorRT-RTX 1.7; the standard flavour serves every GPU.
 RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -107,7 +108,7 @@ def this_machine(device: torch.device, backends: Sequence[str] = tuple(BACKENDS)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = f"sm{major}{minor}"
-    return Machine(capability, {name: _version(BACKENDS[name]) for name in backends})
+    return Machine(capability, {name: _version(BACKENDS[name][0]) for name in backends})
 
 
 def tensorrt_flavour(machine: Machine) -> str:
@@ -153,10 +154,8 @@ def refusal(
         differing.append(f"weights are {facts.weights[:8]}, need {weights[:8]}")
     version = machine.versions.get(facts.backend)
     if version is None:
-        return (
-            f"{path.name}: {BACKENDS[facts.backend]} is not installed. Install it: pip install "
-            f"'sca[{_EXTRAS[facts.backend]}]'"
-        )
+        module, extra = BACKENDS[facts.backend]
+        return f"{path.name}: {module} is not installed. Install it: {install_hint(extra)}"
     if facts.version != version:
         differing.append(f"{facts.backend} is {facts.version}, need {version}")
     if facts.capabilities and machine.capability not in facts.capabilities:
@@ -210,9 +209,6 @@ def keep_plan(built: Path, facts: PlanFacts, folder: Path) -> Path:
         os.fsync(opened.fileno())
     writing.replace(side_car)
     return path
-
-
-_EXTRAS = {"openvino": "cpu", "onnx": "cpu", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
 
 
 def _read_facts(path: Path) -> PlanFacts | str:

@@ -7,7 +7,6 @@ agree in everything used here. Running is written to the documented API and was 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from sca_batch.engines.execution import Execution, capture_cuda_graph
 from sca_batch.engines.graphs import input_sizes
 from sca_batch.engines.plans import BACKENDS, RTX_CAPABILITIES, PlanFacts
 from sca_batch.engines.recipes import Recipe
-from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.errors import ScaError, optional_package
 from sca_batch.model.sca import ScaModel
 
 __all__ = ["RuntimeCache", "TensorRtEngine", "build", "build_plan", "profile_for"]
@@ -33,10 +33,6 @@ __all__ = ["RuntimeCache", "TensorRtEngine", "build", "build_plan", "profile_for
 log = logging.getLogger(__name__)
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-_INSTALL = {
-    "tensorrt": "pip install 'sca[trt]'",
-    "tensorrt-rtx": "pip install 'sca[trt-rtx]'",
-}
 _MEMORY = re.compile(r"Total (?:Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -273,11 +269,9 @@ def deserialize(path: Path, backend: str) -> Any:
     return engine
 
 
-def _flavour(backend: str) -> Any:
-    try:
-        return importlib.import_module(BACKENDS[backend])
-    except (ImportError, OSError):
-        raise MissingPackageError(BACKENDS[backend], backend, _INSTALL[backend]) from None
+def _flavour(backend: str) -> ModuleType:
+    module, extra = BACKENDS[backend]
+    return optional_package(module, backend, extra)
 
 
 @lru_cache

@@ -88,7 +88,7 @@ def create_timm(name: str, *, pretrained: bool, **settings: Any) -> Any:
     try:
         import timm
     except ImportError:
-        raise MissingPackageError("timm", f"the image encoder {name}", "pip install timm") from None
+        raise MissingPackageError("timm", f"the image encoder {name}") from None
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
     except RuntimeError as error:  # what timm raises for a name it does not know

@@ -282,7 +282,7 @@ def require_package(scheme: str) -> None:
     try:
         __import__(package)
     except ImportError:
-        raise MissingPackageError(package, f"{scheme}://", f"pip install {package}") from None
+        raise MissingPackageError(package, f"{scheme}://") from None
 
 
 def open_store(url: str) -> tuple[Any, str]:

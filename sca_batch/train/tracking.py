@@ -84,9 +84,7 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise MissingPackageError(
-            "tensorboard", "--track tensorboard", "pip install 'sca[train]'"
-        ) from None
+        raise MissingPackageError("tensorboard", "--track tensorboard", "train") from None
     # Points at and after this step are of a run that was stopped, and are made again.
     return SummaryWriter(str(folder), purge_step=first_step)
 
@@ -95,7 +93,7 @@ def _wandb(out: Path, config: dict[str, Any]) -> Any:
     try:
         import wandb
     except ImportError:
-        raise MissingPackageError("wandb", "--track wandb", "pip install wandb") from None
+        raise MissingPackageError("wandb", "--track wandb") from None
     folder = out.resolve()
     # The same for a run that is taken up again, and another one for a folder of the same name.
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]

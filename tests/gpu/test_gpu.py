@@ -33,7 +33,7 @@ def on_gpu(shapes_folder):
 def backend():
     """The flavour for this GPU, if it is installed."""
     flavour = tensorrt_flavour(this_machine(torch.device("cuda")))
-    pytest.importorskip(BACKENDS[flavour])
+    pytest.importorskip(BACKENDS[flavour][0])
     return flavour
 
 
