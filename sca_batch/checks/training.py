@@ -15,8 +15,8 @@ from sca_batch.checks.compare import StageResult
 from sca_batch.checks.recordings import Recording, inputs_for, read_recording
 from sca_batch.checks.stages import STAGES, Inputs
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import published_name
 from sca_batch.model.sca import ScaModel
+from sca_batch.model.weight_names import published_name
 from sca_batch.train.captioning import region_caption_loss
 from sca_batch.train.optimization import build_optimizer, parameter_groups, select_trainable
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, SamConfig
 
 __all__ = [
-    "ARCHITECTURES", "ConfigFile", "Domain", "ScaConfig", "config_from_dict", "read_config",
-    "read_config_file", "sam_config_from_dicts", "text_config_from_dict",
+    "ARCHITECTURES", "ConfigFile", "Domain", "ModelSizes", "ScaConfig", "config_from_dict",
+    "read_config", "read_config_file", "read_sizes", "sam_config_from_dicts",
+    "text_config_from_dict",
 ]  # fmt: skip
 
 # The published classes whose forward pass is implemented here; the first one is that of every
@@ -64,6 +65,8 @@ _LLAMA_KEYS = frozenset([
     "tie_word_embeddings",
 ])
 # fmt: on
+# The width and the number of layers of each language model.
+_TEXT_SIZES = {"gpt2": ("n_embd", "n_layer"), "llama": ("hidden_size", "num_hidden_layers")}
 _TEXT_KEYS = {"gpt2": _GPT2_KEYS, "llama": _LLAMA_KEYS}
 
 
@@ -229,6 +232,54 @@ def _config_file(raw: JsonObject, *, where: str) -> ConfigFile:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The sizes that describe a model to a reader."""
+
+    image: int  # side of the square input, in pixels
+    vision_width: int
+    vision_layers: int
+    prompt_width: int
+    language_model: str
+    text_width: int
+    text_layers: int
+    vocabulary: int
+    tied: bool  # the language model's head is its embedding
+
+    @classmethod
+    def of(cls, raw: JsonObject) -> ModelSizes:
+        """The sizes that a config.json names.
+
+        Raises:
+            KeyError: it leaves one of them to the defaults of transformers' classes.
+        """
+        vision, text = _object(raw, "vision_config"), _object(raw, "text_config")
+        language_model = str(text.get("model_type") or "gpt2")
+        tied = text.get("tie_word_embeddings")
+        width, layers = _TEXT_SIZES.get(language_model, _TEXT_SIZES["llama"])
+        return cls(
+            image=_integer(vision, "image_size"),
+            vision_width=_integer(vision, "hidden_size"),
+            vision_layers=_integer(vision, "num_hidden_layers"),
+            prompt_width=_integer(_object(raw, "mask_caption_decoder_config"), "hidden_size"),
+            language_model=language_model,
+            text_width=_integer(text, width),
+            text_layers=_integer(text, layers),
+            vocabulary=_integer(text, "vocab_size"),
+            tied=bool(language_model == "gpt2" if tied is None else tied),
+        )
+
+
+def read_sizes(folder: Path) -> ModelSizes:
+    """The sizes in `folder/config.json`; transformers are asked for those that it does not name."""
+    raw, where = _read(folder), str(folder / "config.json")
+    with _named(where):
+        try:
+            return ModelSizes.of(raw)
+        except KeyError:
+            return ModelSizes.of(config_from_dict(raw, where=where).to_dict())
+
+
 @contextmanager
 def _named(where: str) -> Iterator[None]:
     """Turns what a part that is missing or makes no sense raises into one line with its file."""
@@ -252,7 +303,9 @@ def _object(part: JsonObject, key: str) -> JsonObject:
 
 
 def _integer(part: JsonObject, key: str) -> int:
-    if not isinstance(value := part[key], int | float | str):
+    if (value := part.get(key)) is None:
+        raise KeyError(key)
+    if not isinstance(value, int | float | str):
         raise TypeError(f"{key} is {value!r}, expected a whole number")
     return int(value)
 

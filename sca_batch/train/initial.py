@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import assemble, build_empty, published_name
+from sca_batch.model.checkpoint import assemble, build_empty
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
 from sca_batch.model.parts import Parts, read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
+from sca_batch.model.weight_names import published_name
 from sca_batch.records import JsonObject
 
 __all__ = ["initial_model", "sizes_before_training"]
