@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -29,6 +28,7 @@ COMMANDS = {
     "manifest": "sca_batch.cli.manifest:manifest",
     "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",
+    "completion": "sca_batch.cli.completion:completion",
 }
 
 
@@ -88,7 +88,7 @@ def main(args: list[str] | None = None) -> None:
     stop = Stop()
     try:
         with stop_on_signals() as stop:
-            code: Any = cli.main(args=args, prog_name="sca", standalone_mode=False)
+            code: object = cli.main(args=args, prog_name="sca", standalone_mode=False)
     except ScaError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
