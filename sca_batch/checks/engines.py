@@ -102,7 +102,10 @@ def build_checked(
             pictures = pictures or read_pictures([], model.config.image_size)
             calibrating, comparing = pictures.calibrating(), pictures.comparing()
             quantize(exact, file, (pixels for pixels, _ in calibrating))
-            seen = {"images": len(calibrating.refs), "sha256": calibrating.digest()}
+            seen: dict[str, int | str] = {
+                "images": len(calibrating.refs),
+                "sha256": calibrating.digest(),
+            }
             facts = replace(facts, calibration=seen)
         else:
             export(model, graph, file, precision=exported)

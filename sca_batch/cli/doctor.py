@@ -39,7 +39,7 @@ ENGINES = {
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(as_json: bool) -> None:
-    """Report devices, packages and the bundled model, and what to do about what is missing.
+    """Report devices, packages and the bundled model, and how to get what is missing.
 
     Exits with 1 when something that captioning needs is missing.
     """

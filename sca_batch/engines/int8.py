@@ -7,12 +7,14 @@ calibration images; weights have a range per channel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -58,13 +60,31 @@ def quantize(exported: Path, path: Path, pixels: Iterable[Tensor]) -> None:
         file.chmod(exported.stat().st_mode)  # it comes from a temporary file, of its owner only
 
 
-def _products_with_weights(graph: Any) -> list[Any]:
+class _Node(Protocol):
+    name: str
+    op_type: str
+    input: Sequence[str]
+    output: Sequence[str]
+
+
+class _Graph(Protocol):
+    """As much of an ONNX graph as is looked at."""
+
+    initializer: Sequence[_Node]
+    node: Sequence[_Node]
+
+
+class _Model(Protocol):
+    graph: _Graph
+
+
+def _products_with_weights(graph: _Graph) -> list[_Node]:
     """The nodes that are quantized: not the products of two activations, which attention has."""
     weights = {item.name for item in graph.initializer}
     return [n for n in graph.node if n.op_type in _OPERATORS and weights & set(n.input)]
 
 
-def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> Any:
+def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> object:
     """The least and the largest value of every activation that is quantized."""
     runtime = optional_package("onnxruntime", "int8", "cpu")
     quantization = optional_package("onnxruntime.quantization", "int8", "cpu")
@@ -72,14 +92,14 @@ def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> Any:
     batches = iter(pixels)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
             batch = next(batches, None)
             return None if batch is None else {"pixels": batch.cpu().numpy()}
 
     # As the library has it, but for memory: attention's scores (0.8 GB a layer in ViT-B) need no
     # range, and its session keeps an arena of many times that: 21 GB.
     class Calibrator(calibrate.MinMaxCalibrater):  # type: ignore[misc, name-defined]
-        def select_tensors_to_calibrate(self, model: Any) -> Any:
+        def select_tensors_to_calibrate(self, model: _Model) -> tuple[set[str], object]:
             every, value_infos = super().select_tensors_to_calibrate(model)
             products = _products_with_weights(model.graph)
             wanted = {tensor for node in products for tensor in (*node.input, *node.output)}

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What a graph computes in; fixed when it is exported. Inputs and outputs stay float32."""
+    """The dtype a graph computes in; fixed when it is exported. Inputs and outputs stay float32."""
 
     name: str = "fp32"
     keep_fp32: tuple[str, ...] = ()
@@ -59,7 +58,7 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
     facts = GRAPHS[name]
     graph = build_graph(model, name, dtype=precision.dtype, keep_fp32=precision.keep_fp32)
     # One size object per name: sizes that two inputs share are one axis to the tracer.
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, torch.export.Dim] = {}
     dynamic = {
         key: {
             i: sizes.setdefault(axis, torch.export.Dim(axis, min=1))

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
@@ -24,18 +23,9 @@ from sca_batch.engines.onnx import files_digest, onnx_files
 from sca_batch.errors import install_hint
 
 __all__ = [
-    "BACKENDS",
-    "RTX_CAPABILITIES",
-    "Machine",
-    "PlanFacts",
-    "building_folder",
-    "keep_plan",
-    "read_plans",
-    "refusal",
-    "suffix_of",
-    "tensorrt_flavour",
-    "this_machine",
-]
+    "BACKENDS", "RTX_CAPABILITIES", "Machine", "PlanFacts", "building_folder", "keep_plan",
+    "read_plans", "refusal", "suffix_of", "tensorrt_flavour", "this_machine",
+]  # fmt: skip
 
 # Backend -> the module whose version a plan belongs to, and the extra that brings it. Those for a
 # device stand in the order in which `--engine auto` prefers them.
@@ -70,9 +60,9 @@ class PlanFacts:
     plan_bytes: int
     capabilities: tuple[str, ...] = ("cpu",)
     keep_fp32: tuple[str, ...] = ()
-    shapes: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, list[list[int]]] = field(default_factory=dict)
     memory_bytes: int | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, int | str] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     executed: bool = True
     model: str = ""
@@ -96,7 +86,7 @@ class PlanFacts:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What plans are compared with: `cpu` or a compute capability, and the libraries' versions."""
+    """The side plans are compared with: `cpu` or a compute capability, and libraries' versions."""
 
     capability: str
     versions: dict[str, str | None]
@@ -143,7 +133,7 @@ def refusal(
     weights: str | None = None,
     trusted: bool = False,
 ) -> str | None:
-    """Why a plan may not be used here, with what to type next; None where it may.
+    """The reason why a plan may not be used here, with what to type next; None where it may.
 
     Nothing is deserialised. `trusted` accepts a plan whose bytes are not those of its side-car.
     """
@@ -221,11 +211,8 @@ def _read_facts(path: Path) -> PlanFacts | str:
     try:
         raw = json.loads(side_car.read_text(encoding="utf-8"))
         known = {item.name for item in fields(PlanFacts)}
-        lists = {"capabilities", "keep_fp32"}
-        given: dict[str, Any] = {
-            k: tuple(v) if k in lists else v for k, v in raw.items() if k in known
-        }
-        facts = PlanFacts(**given)
+        raw |= {key: tuple(raw[key]) for key in ("capabilities", "keep_fp32") if key in raw}
+        facts = PlanFacts(**{key: value for key, value in raw.items() if key in known})
         if facts.backend not in BACKENDS or not isinstance(facts.plan_bytes, int):
             raise ValueError(facts.backend)
     except (ValueError, TypeError, AttributeError) as error:
