@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with the exit code that a script sees.
+"""Errors that a user can meet, each with the exit code that a script sees.
 
 ScaError                        2  a request that cannot be met
   . MissingPackageError         2  an optional package is not installed

@@ -141,7 +141,7 @@ def _in_the_file(recipe: Recipe) -> str:
 
 
 def _on_cpu(file: Path, precision: str) -> Engine:
-    """What runs a GPU's ONNX file where there is no GPU: ONNX Runtime, but it knows no bfloat16."""
+    """A GPU's ONNX file where there is no GPU: on ONNX Runtime, but it knows no bfloat16."""
     if precision == "bf16":
         return OpenVinoEngine(file, precision="bf16")
     return OnnxEngine(file)
@@ -151,7 +151,7 @@ def _on_cpu(file: Path, precision: str) -> Engine:
 def parity(
     model: ScaModel, graph: str, engine: Engine, pictures: Pictures | None = None
 ) -> dict[str, float]:
-    """How an engine differs from torch in float32, on one image's worth of noise and boxes.
+    """Differences between an engine and torch in float32, on one image's worth of noise and boxes.
 
     `relative_error` and `cosine` are those of the worst output; `mask_iou` is the least IoU of
     masks, `iou_difference` the largest of SAM's scores, `captions` the number of the model's
@@ -184,7 +184,7 @@ def parity(
 
 
 def misses(facts: PlanFacts, tolerance: float | None = None) -> list[str]:
-    """What keeps a plan from being used: which measured value is beyond which limit."""
+    """Reasons why a plan is not used: which measured value is beyond which limit."""
     limit = GRAPHS[facts.graph].tolerance[facts.precision] if tolerance is None else tolerance
     error = facts.error
     if not all(math.isfinite(value) for value in error.values()):
@@ -217,7 +217,7 @@ def _int8_misses(graph: str, error: Mapping[str, float]) -> list[str]:
 
 @torch.inference_mode()
 def torch_outputs(model: ScaModel, graph: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a graph should give: the model's own modules in float32, without engines."""
+    """The outputs a graph should give: the model's own modules in float32, without engines."""
     from sca_batch.engines.graphs import build_graph
 
     outputs = build_graph(model, graph)(*inputs)

@@ -1,4 +1,4 @@
-"""How the ids of a recording were generated, and where in their rows the captions are."""
+"""Arguments that a recording's ids were generated with, and the captions in their rows."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def captions_in(rows: Sequence[Sequence[int]], bos: int, eos: int) -> list[list[
 
 
 def bos_token_id(model: ScaModel, info: Mapping[str, Any]) -> int:
-    """What recorded rows start with: the recording's own word for it, else the model's."""
+    """The id that recorded rows start with: the recording's own word for it, else the model's."""
     for value in (info.get("bos_token_id"), model.config.text.bos_token_id):
         if isinstance(value, int):
             return value

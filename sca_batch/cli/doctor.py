@@ -117,7 +117,7 @@ def as_text(report: Report) -> list[str]:
 
 
 def _devices_apart() -> tuple[list[str], list[str]]:
-    """What `devices` finds, in a process of its own: a torch that crashes must not end the report.
+    """The result of `devices` in a process of its own: a torch that crashes must not end this one.
 
     Nor does the report's own process load torch, which takes seconds and much memory.
     """

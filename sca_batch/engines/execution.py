@@ -1,7 +1,7 @@
 """Running a TensorRT execution context on torch tensors: pieces, addresses, memory, CUDA graphs.
 
 Written to the API that both flavours of TensorRT document; a stand-in that runs the same ONNX file
-on the same addresses takes the context's place in the tests. Never run on a GPU.
+on the same addresses stands in for the context in the tests. Never run on a GPU.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class ConfigFile:
     num_caption_heads: int = 1
     num_task_tokens: int = 6
     tokenizer_name: str = ""
-    timm_vision_name: str = ""  # a backbone of timm in the place of SAM's image encoder
+    timm_vision_name: str = ""  # a backbone of timm instead of SAM's image encoder
     # Which of its feature levels; none: its last tokens. With the first one, 0, masks are upscaled
     # with high-res features.
     timm_levels: tuple[int, ...] = ()

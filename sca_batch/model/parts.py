@@ -207,7 +207,7 @@ def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfi
 
 
 def _language_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A language model's own files to their place in an SCA checkpoint."""
+    """A language model's own files under their names in an SCA checkpoint."""
     bare = not any(name.startswith(("transformer.", "model.")) for name in state)
     inner = ""
     if bare:
