@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sca_batch.checks.pictures import Pictures, read_pictures
+from sca_batch.checks.record import default_boxes, drawn_picture
 from sca_batch.engines import load_plan
-from sca_batch.engines.graphs import GRAPHS, example_inputs
+from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.engines.int8 import quantize
 from sca_batch.engines.onnx import OnnxEngine, Precision, export, files_digest, onnx_files
 from sca_batch.engines.openvino import OpenVinoEngine
@@ -196,21 +197,14 @@ def misses(facts: PlanFacts, tolerance: float | None = None) -> list[str]:
         )
     if facts.precision == "fp32" and error.get("captions"):
         found.append(f"{facts.graph}: {error['captions']:.0f} captions changed, expected none")
-    if facts.precision == "int8":
-        found += _int8_misses(facts.graph, error)
-    return found
-
-
-def _int8_misses(graph: str, error: Mapping[str, float]) -> list[str]:
-    found = []
-    if error["mean_mask_iou"] < LEAST_INT8_MASK_IOU:
+    if facts.precision == "int8" and error["mean_mask_iou"] < LEAST_INT8_MASK_IOU:
+        overlap = f"mean mask IoU {error['mean_mask_iou']:.3f}"
+        found.append(f"{facts.graph}: {overlap}, at least {LEAST_INT8_MASK_IOU}")
+    compared = error.get("captions_compared", 0)
+    if facts.precision == "int8" and error["captions"] > MOST_INT8_CAPTIONS * compared:
         found.append(
-            f"{graph}: mean mask IoU {error['mean_mask_iou']:.3f}, at least {LEAST_INT8_MASK_IOU}"
-        )
-    if error["captions"] > MOST_INT8_CAPTIONS * error["captions_compared"]:
-        found.append(
-            f"{graph}: {error['captions']:.0f} of {error['captions_compared']:.0f} captions "
-            f"changed, at most {MOST_INT8_CAPTIONS:.0%}; calibrate on more images like yours"
+            f"{facts.graph}: {error['captions']:.0f} of {compared:.0f} captions changed, at most "
+            f"{MOST_INT8_CAPTIONS:.0%}; calibrate on more images like yours"
         )
     return found
 
@@ -218,8 +212,6 @@ def _int8_misses(graph: str, error: Mapping[str, float]) -> list[str]:
 @torch.inference_mode()
 def torch_outputs(model: ScaModel, graph: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The outputs a graph should give: the model's own modules in float32, without engines."""
-    from sca_batch.engines.graphs import build_graph
-
     outputs = build_graph(model, graph)(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -249,8 +241,6 @@ def _parity_on(model: ScaModel, engine: Engine, pictures: Pictures) -> dict[str,
 
 def _captions_that_differ(model: ScaModel, graph: str, engine: Engine) -> int:
     """Greedy captions of three boxes on a drawn picture, with the engine and without."""
-    from sca_batch.checks.record import default_boxes, drawn_picture
-
     size = model.config.image_size
     picture = drawn_picture(size)
     pixels = torch.from_numpy(preprocess(picture, size))[None].to(model.device)
