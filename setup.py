@@ -1,4 +1,4 @@
-"""Metadata, dependencies and extras of `sca`; the build copies the recipes and samples inside."""
+"""Metadata, dependencies and extras; the build copies the recipes and samples inside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BuildWithAssets(build_py):
 
 
 setup(
-    name="sca",
+    name="sca-batch",  # `sca` on PyPI is another project
     version=VERSION,
     description="Dense captioning of image corpora with Segment and Caption Anything",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sca_batch.job.caption import caption_corpus as caption_corpus
     from sca_batch.job.caption import caption_images as caption_images
     from sca_batch.job.request import CaptionRequest as CaptionRequest
-    from sca_batch.model.zoo import load_model as load_model
+    from sca_batch.model.load import load_model as load_model
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _HOMES = {
     "caption_corpus": "sca_batch.job.caption",
     "caption_images": "sca_batch.job.caption",
     "events": "sca_batch.job",
-    "load_model": "sca_batch.model.zoo",
+    "load_model": "sca_batch.model.load",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -21,8 +21,8 @@ from sca_batch.errors import ScaError
 from sca_batch.images.decode import DecodedImage, read_image
 from sca_batch.images.pixels import to_rgb
 from sca_batch.job.request import BatchingSettings
+from sca_batch.model.load import load_model
 from sca_batch.model.sca import ScaModel
-from sca_batch.model.zoo import load_model
 from sca_batch.pipeline.pipeline import Pipeline
 from sca_batch.records import ImageRecord, ImageRef, Prompt
 from sca_batch.regions.settings import AutomaticMaskSettings, RegionSettings

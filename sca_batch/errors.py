@@ -1,21 +1,26 @@
-"""What can go wrong for a user, each with the exit code that a script sees."""
+"""Errors that a user can meet, each with the exit code that a script sees.
+
+ScaError                        2  a request that cannot be met
+  . MissingPackageError         2  an optional package is not installed
+  . OutputError                75  results cannot be written now
+    . NoRoomError              75  a disk is full
+    . StoreError               75  a store does not answer (sca_batch.storage.stores)
+  . TrainingError               1  a training run cannot go on as it is
+  . ImageError                     an image cannot be used: a record has its code, the run goes on
+  . CorruptAnnotationError      2  an annotation file is cut off or damaged (sca_batch.manifests)
+  . DamagedShardError              a shard is not what was written (sca_batch.dataset.shards)
+"""
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 __all__ = [
-    "ERROR_CODES",
-    "EXIT_BUG",
-    "EXIT_INTERRUPTED",
-    "EXIT_LEFTOVERS",
-    "EXIT_STOPPED",
-    "EXIT_USAGE",
-    "ImageError",
-    "MissingPackageError",
-    "NoRoomError",
-    "OutputError",
-    "ScaError",
-    "TrainingError",
-]
+    "ERROR_CODES", "EXIT_BUG", "EXIT_INTERRUPTED", "EXIT_LEFTOVERS", "EXIT_STOPPED", "EXIT_USAGE",
+    "ImageError", "MissingPackageError", "NoRoomError", "OutputError", "ScaError", "TrainingError",
+    "install_hint", "optional_package",
+]  # fmt: skip
 
 # Why an image can fail; docs/FORMAT.md says what each means.
 ERROR_CODES = (
@@ -38,10 +43,31 @@ class ScaError(Exception):
 
 
 class MissingPackageError(ScaError):
-    """An optional package that the chosen option needs is not installed."""
+    """An optional package that the chosen option needs is not installed.
 
-    def __init__(self, package: str, needed_for: str, install: str) -> None:
+    `extra` is the one of this package's extras that brings it, where one does.
+    """
+
+    def __init__(self, package: str, needed_for: str, extra: str | None = None) -> None:
+        install = f"pip install {package}" if extra is None else install_hint(extra)
         super().__init__(f"{needed_for} needs the package {package}. Install it: {install}")
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra. It is for a clone: no package index has a release."""
+    return f"pip install '.[{extra}]' (in a clone of sca)"
+
+
+def optional_package(module: str, needed_for: str, extra: str) -> ModuleType:
+    """A module of an optional package.
+
+    Raises:
+        MissingPackageError: it is not here, or its own libraries are not.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError):
+        raise MissingPackageError(module, needed_for, extra) from None
 
 
 class OutputError(ScaError):

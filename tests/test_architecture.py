@@ -22,7 +22,7 @@ HOUSE: dict[str, set[str]] = {
     "overrides": set(),
     "storage": {"records"},
     "images": {"records", "boxes", "storage"},
-    "model": {"boxes"},
+    "model": {"boxes", "records"},
     "engines": {"model", "overrides"},
     "regions": {"records", "boxes", "images", "model"},
     "captioners": {"records", "boxes", "images", "model", "regions"},

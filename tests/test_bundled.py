@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sca_batch.boxes import box_iou
-from sca_batch.model.zoo import bundled_folder, load_model
+from sca_batch.model.load import load_model
+from sca_batch.model.names import bundled_folder
 from sca_tiny.scenes.phrases import caption_subject
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_the_sample_has_eight_scenes_two_photographs_and_no_missing_file():
     assert all((MANIFESTS / row["uri"]).is_file() for row in rows)
 
 
-@pytest.mark.parametrize("module", ["sca_batch.api", "sca_batch.model.zoo"])
+@pytest.mark.parametrize("module", ["sca_batch.api", "sca_batch.model.load"])
 def test_the_examples_in_the_docstrings_run(module, monkeypatch):
     import importlib
 

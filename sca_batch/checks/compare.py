@@ -28,7 +28,7 @@ _NO_INPUTS = "not compared: the recording lacks the inputs for it"
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """How one stage compares. `ok` is None for what was not compared; `note` says why.
+    """The comparison of one stage. `ok` is None for what was not compared; `note` says why.
 
     `max_error` is the largest absolute difference, or for token ids the number of rows that
     differ; it is None where nothing was compared and not finite where a value was not.
@@ -86,7 +86,7 @@ def check(
 
 
 def verdict(results: Sequence[StageResult]) -> tuple[bool, str]:
-    """Whether every compared stage is within its tolerance, and one sentence that says so."""
+    """True where every compared stage is within its tolerance, and one sentence that says so."""
     compared = [result for result in results if result.ok is not None]
     failed = [result.stage for result in compared if not result.ok]
     left_out = len(results) - len(compared)

@@ -15,12 +15,20 @@ import torch
 from torch import Tensor
 
 from sca_batch.checks.pictures import Pictures, read_pictures
+from sca_batch.checks.record import default_boxes, drawn_picture
 from sca_batch.engines import load_plan
-from sca_batch.engines.graphs import GRAPHS, example_inputs
+from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.engines.int8 import quantize
 from sca_batch.engines.onnx import OnnxEngine, Precision, export, files_digest, onnx_files
 from sca_batch.engines.openvino import OpenVinoEngine
-from sca_batch.engines.plans import PlanFacts, building_folder, keep_plan, suffix_of, this_machine
+from sca_batch.engines.plans import (
+    BACKENDS,
+    PlanFacts,
+    building_folder,
+    keep_plan,
+    suffix_of,
+    this_machine,
+)
 from sca_batch.engines.recipes import Recipe
 from sca_batch.errors import MissingPackageError
 from sca_batch.images.pixels import preprocess
@@ -70,7 +78,8 @@ def build_checked(
     machine = this_machine(model.device, [backend])
     version = machine.versions[backend]
     if version is None:
-        raise MissingPackageError(backend, "building this plan", "see `sca doctor`")
+        module, extra = BACKENDS[backend]
+        raise MissingPackageError(module, "building this plan", extra)
     facts = PlanFacts(
         graph=graph,
         backend=backend,
@@ -94,7 +103,10 @@ def build_checked(
             pictures = pictures or read_pictures([], model.config.image_size)
             calibrating, comparing = pictures.calibrating(), pictures.comparing()
             quantize(exact, file, (pixels for pixels, _ in calibrating))
-            seen = {"images": len(calibrating.refs), "sha256": calibrating.digest()}
+            seen: dict[str, int | str] = {
+                "images": len(calibrating.refs),
+                "sha256": calibrating.digest(),
+            }
             facts = replace(facts, calibration=seen)
         else:
             export(model, graph, file, precision=exported)
@@ -130,7 +142,7 @@ def _in_the_file(recipe: Recipe) -> str:
 
 
 def _on_cpu(file: Path, precision: str) -> Engine:
-    """What runs a GPU's ONNX file where there is no GPU: ONNX Runtime, but it knows no bfloat16."""
+    """A GPU's ONNX file where there is no GPU: on ONNX Runtime, but it knows no bfloat16."""
     if precision == "bf16":
         return OpenVinoEngine(file, precision="bf16")
     return OnnxEngine(file)
@@ -140,7 +152,7 @@ def _on_cpu(file: Path, precision: str) -> Engine:
 def parity(
     model: ScaModel, graph: str, engine: Engine, pictures: Pictures | None = None
 ) -> dict[str, float]:
-    """How an engine differs from torch in float32, on one image's worth of noise and boxes.
+    """Differences between an engine and torch in float32, on one image's worth of noise and boxes.
 
     `relative_error` and `cosine` are those of the worst output; `mask_iou` is the least IoU of
     masks, `iou_difference` the largest of SAM's scores, `captions` the number of the model's
@@ -173,7 +185,7 @@ def parity(
 
 
 def misses(facts: PlanFacts, tolerance: float | None = None) -> list[str]:
-    """What keeps a plan from being used: which measured value is beyond which limit."""
+    """Reasons why a plan is not used: which measured value is beyond which limit."""
     limit = GRAPHS[facts.graph].tolerance[facts.precision] if tolerance is None else tolerance
     error = facts.error
     if not all(math.isfinite(value) for value in error.values()):
@@ -185,30 +197,21 @@ def misses(facts: PlanFacts, tolerance: float | None = None) -> list[str]:
         )
     if facts.precision == "fp32" and error.get("captions"):
         found.append(f"{facts.graph}: {error['captions']:.0f} captions changed, expected none")
-    if facts.precision == "int8":
-        found += _int8_misses(facts.graph, error)
-    return found
-
-
-def _int8_misses(graph: str, error: Mapping[str, float]) -> list[str]:
-    found = []
-    if error["mean_mask_iou"] < LEAST_INT8_MASK_IOU:
+    if facts.precision == "int8" and error["mean_mask_iou"] < LEAST_INT8_MASK_IOU:
+        overlap = f"mean mask IoU {error['mean_mask_iou']:.3f}"
+        found.append(f"{facts.graph}: {overlap}, at least {LEAST_INT8_MASK_IOU}")
+    compared = error.get("captions_compared", 0)
+    if facts.precision == "int8" and error["captions"] > MOST_INT8_CAPTIONS * compared:
         found.append(
-            f"{graph}: mean mask IoU {error['mean_mask_iou']:.3f}, at least {LEAST_INT8_MASK_IOU}"
-        )
-    if error["captions"] > MOST_INT8_CAPTIONS * error["captions_compared"]:
-        found.append(
-            f"{graph}: {error['captions']:.0f} of {error['captions_compared']:.0f} captions "
-            f"changed, at most {MOST_INT8_CAPTIONS:.0%}; calibrate on more images like yours"
+            f"{facts.graph}: {error['captions']:.0f} of {compared:.0f} captions changed, at most "
+            f"{MOST_INT8_CAPTIONS:.0%}; calibrate on more images like yours"
         )
     return found
 
 
 @torch.inference_mode()
 def torch_outputs(model: ScaModel, graph: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a graph should give: the model's own modules in float32, without engines."""
-    from sca_batch.engines.graphs import build_graph
-
+    """The outputs a graph should give: the model's own modules in float32, without engines."""
     outputs = build_graph(model, graph)(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -238,8 +241,6 @@ def _parity_on(model: ScaModel, engine: Engine, pictures: Pictures) -> dict[str,
 
 def _captions_that_differ(model: ScaModel, graph: str, engine: Engine) -> int:
     """Greedy captions of three boxes on a drawn picture, with the engine and without."""
-    from sca_batch.checks.record import default_boxes, drawn_picture
-
     size = model.config.image_size
     picture = drawn_picture(size)
     pixels = torch.from_numpy(preprocess(picture, size))[None].to(model.device)

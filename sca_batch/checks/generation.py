@@ -1,11 +1,10 @@
-"""How the ids of a recording were generated, and where in their rows the captions are."""
+"""Arguments that a recording's ids were generated with, and the captions in their rows."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sca_batch.model.sca import ScaModel
 
@@ -19,36 +18,18 @@ GENERATE_SETTINGS: dict[str, dict[str, int]] = {
 }
 DEFAULT_MAX_LENGTH = 20  # the reference's; the BOS that it puts in front counts
 
-_KNOWN = frozenset(["num_beams", "max_length", "max_new_tokens"])
+_KNOWN = {"num_beams", "max_length", "max_new_tokens"}
 # Arguments of `generate` that change nothing at these values.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False, None),
-    "early_stopping": (False, None),
-    "length_penalty": (1, None),
-    "repetition_penalty": (1, None),
-    "diversity_penalty": (0, None),
-    "min_length": (0, None),
-    "min_new_tokens": (0, None),
-    "no_repeat_ngram_size": (0, None),
-    "num_beam_groups": (1, None),
-    "num_return_sequences": (1, None),
-}
+_NEUTRAL = {
+    "do_sample": False, "early_stopping": False, "length_penalty": 1, "repetition_penalty": 1,
+    "diversity_penalty": 0, "min_length": 0, "min_new_tokens": 0, "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1, "num_return_sequences": 1,
+}  # fmt: skip
 # Arguments that never change the ids of a deterministic search; `outer` are the captioner's own.
-_INFORMATIVE = frozenset(
-    [
-        "outer",
-        "generate_chunk_size",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "use_cache",
-        "temperature",
-        "top_k",
-        "top_p",
-        "return_dict_in_generate",
-        "output_scores",
-    ]
-)
+_INFORMATIVE = {
+    "outer", "generate_chunk_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+    "temperature", "top_k", "top_p", "return_dict_in_generate", "output_scores",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +38,7 @@ class GenerateSettings:
     max_new_tokens: int
 
 
-def settings_of(name: str, info: Mapping[str, Any]) -> GenerateSettings | str:
+def settings_of(name: str, info: Mapping[str, object]) -> GenerateSettings | str:
     """Arguments of one id set as info.json has them, or why they cannot be followed.
 
     Without an entry, a name such as `beam3_new10` says it.
@@ -75,7 +56,8 @@ def settings_of(name: str, info: Mapping[str, Any]) -> GenerateSettings | str:
     unsupported = {
         key: value
         for key, value in given.items()
-        if key not in _KNOWN | _INFORMATIVE and value not in _NEUTRAL.get(key, ())
+        if key not in _KNOWN | _INFORMATIVE
+        and not (key in _NEUTRAL and value in (None, _NEUTRAL[key]))
     }
     if unsupported:
         return f"generated with {unsupported}, which is not supported"
@@ -97,8 +79,8 @@ def captions_in(rows: Sequence[Sequence[int]], bos: int, eos: int) -> list[list[
     return [ids[: ids.index(eos) + 1] if eos in ids else ids for ids in captions]
 
 
-def bos_token_id(model: ScaModel, info: Mapping[str, Any]) -> int:
-    """What recorded rows start with: the recording's own word for it, else the model's."""
+def bos_token_id(model: ScaModel, info: Mapping[str, object]) -> int:
+    """The id that recorded rows start with: the recording's own word for it, else the model's."""
     for value in (info.get("bos_token_id"), model.config.text.bos_token_id):
         if isinstance(value, int):
             return value

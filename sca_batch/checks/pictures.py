@@ -31,7 +31,7 @@ MOST = 256  # more change ranges hardly, and every one is run through the float3
 class Pictures:
     """Images that are read anew each time they are looked at, as a model sees them.
 
-    Boxes are the manifest's where it has any, else three at fixed places.
+    Boxes are the manifest's where it has any, else three drawn ones.
     """
 
     refs: tuple[ImageRef, ...]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.checks.generation import GENERATE_SETTINGS, bos_token_id, captions_in, settings_of
@@ -36,8 +36,8 @@ def record(
     points: Points | None = None,
     task: str = "caption",
     captions: Sequence[str] | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    origin: Mapping[str, object] | None = None,
+) -> dict[str, object]:
     """Writes a recording of the model on one image, and returns its info.json.
 
     Args:
@@ -64,7 +64,7 @@ def record(
         raise ScaError(f"task {task!r}: expected one of {', '.join(TASKS)}")
 
     num_parameters, num_trainable = parameter_counts(model)
-    info: dict[str, Any] = {
+    info: dict[str, object] = {
         "architecture": ARCHITECTURES[0],
         "tasks": [task],
         "batch": 1,
@@ -107,7 +107,7 @@ def _generated_ids(model: ScaModel, recording: Recording) -> dict[str, Tensor]:
         assert not isinstance(settings, str), settings
         rows = [[bos, *ids] for ids in generate_ids(model, stages, inputs, settings)]
         shape = inputs.num_images, inputs.num_regions, model.config.num_caption_heads, -1
-        generated[name] = torch.tensor(_padded(rows, eos)).reshape(shape)
+        generated[name] = _padded(rows, eos).reshape(shape)
     return generated
 
 
@@ -124,17 +124,15 @@ def _forced_ids(
 
 
 def _teacher_forcing(rows: list[list[int]], pad: int) -> dict[str, Tensor]:
-    named = {
-        "input_ids": _padded(rows, pad),
-        "attention_mask": _padded([[1] * len(row) for row in rows], 0),
-        "labels": _padded([[-100, *row] for row in rows], -100),
+    return {
+        "input_ids": _padded(rows, pad)[None],
+        "attention_mask": _padded([[1] * len(row) for row in rows], 0)[None],
+        "labels": _padded([[-100, *row] for row in rows], -100)[None],
     }
-    return {name: torch.tensor([values]) for name, values in named.items()}
 
 
-def _padded(rows: list[list[int]], pad: int) -> list[list[int]]:
-    width = max(len(row) for row in rows)
-    return [row + [pad] * (width - len(row)) for row in rows]
+def _padded(rows: list[list[int]], pad: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
 
 
 def _prompts(

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +17,14 @@ from sca_batch.checks.stages import GENERATED, STAGES, Inputs
 from sca_batch.errors import ScaError
 from sca_batch.model.config import TASKS
 from sca_batch.model.sca import ScaModel
+from sca_batch.model.weight_files import read_json, read_weight_file
 
 __all__ = ["INPUTS", "Recording", "inputs_for", "read_recording", "write_recording"]
 
 INPUTS = (
-    "pixel_values",
-    "input_boxes",
-    "input_points",
-    "input_labels",
-    "input_masks",
-    "input_ids",
-    "attention_mask",
-    "labels",
-)
+    "pixel_values", "input_boxes", "input_points", "input_labels", "input_masks", "input_ids",
+    "attention_mask", "labels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +35,18 @@ class Recording:
     inputs: Mapping[str, Tensor]
     stages: Mapping[str, Tensor]
     generated: Mapping[str, Tensor]
-    info: Mapping[str, Any]
+    info: Mapping[str, object]
 
     @property
     def id_sets(self) -> list[str]:
         """Names of the sets of generated ids: whole numbers, or only listed in info.json."""
         names = {name for name in self.generated if _is_id_set(name, self.generated[name])}
+        return sorted(names | self._listed_ids.keys())
+
+    @property
+    def _listed_ids(self) -> dict[str, object]:
         listed = self.info.get("generated_ids")
-        return sorted(names | (listed.keys() if isinstance(listed, dict) else set()))
+        return listed if isinstance(listed, dict) else {}
 
     @property
     def unknown_tensors(self) -> list[str]:
@@ -63,7 +61,7 @@ class Recording:
         if name in self.generated:
             rows: list[list[int]] = self.generated[name].flatten(0, -2).tolist()
             return rows
-        return _rows(self.info["generated_ids"][name], f"{self.folder}/info.json: {name}")
+        return _rows(self._listed_ids[name], f"{self.folder}/info.json: {name}")
 
 
 def read_recording(folder: Path) -> Recording:
@@ -79,10 +77,11 @@ def read_recording(folder: Path) -> Recording:
             f"{folder}: not a recording (no inputs.safetensors). Name one with --against, or make "
             "one: sca model record CHECKPOINT -o DIR"
         )
-    info = _read_info(folder / "info.json")
-    inputs, stages, generated = (
-        _read_tensors(folder / f"{name}.safetensors") for name in ("inputs", "stages", "generate")
-    )
+    info = {}
+    if (folder / "info.json").is_file():
+        info = read_json(folder / "info.json", "what is known of the recording")
+    files = (folder / f"{name}.safetensors" for name in ("inputs", "stages", "generate"))
+    inputs, stages, generated = (read_weight_file(path) if path.is_file() else {} for path in files)
     if not (stages or generated or info.get("generated_ids")):
         raise ScaError(
             f"{folder}: not a recording; expected stages.safetensors or generate.safetensors "
@@ -227,35 +226,10 @@ def _is_id_set(name: str, value: Tensor) -> bool:
     return name not in GENERATED and not value.is_floating_point() and value.ndim >= 2
 
 
-def _rows(values: Any, where: str) -> list[list[int]]:
+def _rows(values: object, where: str) -> list[list[int]]:
     """Nested lists to a list of rows of ids, however deep they are nested."""
     if not isinstance(values, list):
         raise ScaError(f"{where}: expected lists of ids")
     if all(isinstance(value, int) for value in values):
         return [values]
     return [row for value in values for row in _rows(value, where)]
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ScaError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(info, dict):
-        raise ScaError(f"{path}: expected a JSON object")
-    return info
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        return {}
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ScaError(f"{path}: not a safetensors file: {error}") from None
-    return tensors

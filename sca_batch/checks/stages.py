@@ -51,7 +51,7 @@ _QUERY_STAGES = _FORCED_STAGES | {"query_embeddings", "projected_query"}
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the stages are computed from, on the model's device.
+    """The tensors that stages are computed from, on the model's device.
 
     `pixels` are (B, 3, S, S); an `embedding` (B, D, H, W) may stand for them. `tasks` and the
     `prompts`, arguments of `encode_prompts`, have one row per region, image by image. Captions to

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from sca_batch.checks.compare import StageResult
 from sca_batch.checks.recordings import Recording, inputs_for, read_recording
 from sca_batch.checks.stages import STAGES, Inputs
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import published_name
 from sca_batch.model.sca import ScaModel
+from sca_batch.model.weight_files import read_weight_file
+from sca_batch.model.weight_names import published_name
 from sca_batch.train.captioning import region_caption_loss
 from sca_batch.train.optimization import build_optimizer, parameter_groups, select_trainable
 
@@ -79,13 +79,16 @@ def check_training(model: ScaModel, recording: Path | Recording) -> list[StageRe
         )
         optimizer.step()
 
+    recorded_norms = step.get("total_grad_norms_before_clip")
+    if recorded_norms is not None:
+        recorded_norms = _by_step(recorded_norms)
     decaying = {name for group in groups if group.decays for name in group.parameters}
     results = [
         _names("train.decay", step.get("decay"), decaying),
         _names("train.no_decay", step.get("no_decay"), trainable.keys() - decaying),
         _numbers("train.loss", step["losses"][:1], losses[:1], STAGES["loss"]),
         _numbers("train.losses", step["losses"], losses, LOSSES),
-        _relative("train.total_grad_norms", _numbered(step, total_norms), total_norms),
+        _relative("train.total_grad_norms", recorded_norms, _by_step(total_norms)),
         _relative("train.grad_norms", step.get("grad_norms_first_step"), first_norms),
         _weights(recorded.folder / "trained.safetensors", model),
     ]
@@ -112,9 +115,8 @@ def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def _numbered(step: Mapping[str, Any], ours: Sequence[float]) -> dict[str, float] | None:
-    recorded = step.get("total_grad_norms_before_clip")
-    return None if recorded is None else {f"step {i}": value for i, value in enumerate(recorded)}
+def _by_step(values: Sequence[float]) -> dict[str, float]:
+    return {f"step {i}": value for i, value in enumerate(values)}
 
 
 def _names(stage: str, recorded: Sequence[str] | None, ours: set[str]) -> StageResult | None:
@@ -134,18 +136,15 @@ def _numbers(
 
 
 def _relative(
-    stage: str,
-    recorded: Mapping[str, float] | None,
-    ours: Mapping[str, float] | Sequence[float],
+    stage: str, recorded: Mapping[str, float] | None, ours: Mapping[str, float]
 ) -> StageResult | None:
     if recorded is None:
         return None
-    own = ours if isinstance(ours, Mapping) else {f"step {i}": v for i, v in enumerate(ours)}
-    if recorded.keys() != own.keys():
-        differing = sorted(recorded.keys() ^ own.keys())
+    if recorded.keys() != ours.keys():
+        differing = sorted(recorded.keys() ^ ours.keys())
         return StageResult(stage, math.inf, GRADIENT, False, f"only in one: {differing[:3]}")
     errors = {
-        name: abs(value - own[name]) / max(abs(value), GRADIENT_FLOOR)
+        name: abs(value - ours[name]) / max(abs(value), GRADIENT_FLOOR)
         for name, value in recorded.items()
     }
     worst = max(errors, key=lambda name: (not math.isfinite(errors[name]), errors[name]))
@@ -155,11 +154,9 @@ def _relative(
 
 def _weights(path: Path, model: ScaModel) -> StageResult | None:
     """The recorded weights after the last step."""
-    from safetensors.torch import load_file
-
     if not path.is_file():
         return None
-    recorded: dict[str, Tensor] = load_file(path)
+    recorded = read_weight_file(path)
     ours = {published_name(name): value for name, value in model.state_dict().items()}
     absent = sorted(recorded.keys() - ours.keys())
     if absent:

@@ -28,6 +28,7 @@ COMMANDS = {
     "manifest": "sca_batch.cli.manifest:manifest",
     "stats": "sca_batch.cli.stats:stats",
     "train": "sca_batch.cli.train:train",
+    "completion": "sca_batch.cli.completion:completion",
 }
 
 

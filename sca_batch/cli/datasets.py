@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,22 +13,24 @@ __all__ = ["DATASET", "DATASET_OR_FILE"]
 
 
 class _Dataset(click.ParamType["AnyPath"]):
-    """What exists, checked as click checks paths; URLs are asked when they are read."""
+    """A dataset that exists, checked as click checks paths; URLs are asked when they are read."""
 
     name = "dataset"
 
     def __init__(self, *, file_okay: bool) -> None:
         self._path = click.Path(exists=True, file_okay=file_okay)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> AnyPath:
         from pathlib import Path
 
         from sca_batch.storage.stores import any_path
 
-        place = any_path(value)
-        if isinstance(place, Path):
-            self._path.convert(str(place), param, ctx)
-        return place
+        found = any_path(value)
+        if isinstance(found, Path):
+            self._path.convert(str(found), param, ctx)
+        return found
 
 
 DATASET = _Dataset(file_okay=False)

@@ -97,7 +97,7 @@ def build(
     """
     from sca_batch.engines.plans import this_machine
     from sca_batch.engines.recipes import read_recipe
-    from sca_batch.model.zoo import resolve_device
+    from sca_batch.model.load import resolve_device
 
     given = [("backend", backend), ("precision", precision)]
     typed = [f"{key}={value}" for key, value in given if value]
@@ -120,7 +120,7 @@ def build(
 def list_plans(folder: Path, device: str, name: str | None) -> None:
     """List the plans of a folder, and for each whether it may be used here, or why not."""
     from sca_batch.engines.plans import read_plans, refusal, this_machine
-    from sca_batch.model.zoo import resolve_device
+    from sca_batch.model.load import resolve_device
 
     plans = read_plans(folder) if folder.is_dir() else []
     if not plans:
@@ -224,7 +224,7 @@ def _build_all(
     from sca_batch.checks.engines import build_checked, describe_error
     from sca_batch.checks.pictures import read_pictures
     from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     model = load_model(name, device=device, dtype="float32", with_tokenizer=False)
     weights = weights_digest(model)
@@ -285,7 +285,7 @@ def _usable(name: str, folder: Path, device: str) -> tuple[Any, list[tuple[Path,
     """The model, and those of its plans that may be used here; the others are named on stderr."""
     from sca_batch.engines.plans import read_plans, refusal, this_machine
     from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     model = load_model(name, device=device, dtype="float32", with_tokenizer=False)
     weights, machine = weights_digest(model), this_machine(model.device)
@@ -307,7 +307,7 @@ def _usable(name: str, folder: Path, device: str) -> tuple[Any, list[tuple[Path,
 
 def _weights(name: str) -> str:
     from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     return weights_digest(load_model(name, device="cpu", with_tokenizer=False))
 

@@ -1,4 +1,4 @@
-"""What is said while working: for people, or one JSON object per line for machines."""
+"""Log lines: for people, or one JSON object per line for machines."""
 
 from __future__ import annotations
 

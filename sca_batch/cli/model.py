@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
     from sca_batch.checks import StageResult
-    from sca_batch.model.sca import ScaModel
+    from sca_batch.model.config import ConfigFile, ModelSizes
+    from sca_batch.model.hub import Composition
 
 __all__ = ["model"]
 
@@ -45,7 +47,7 @@ def list_models() -> None:
     CIDEr and METEOR are those reported on Visual Genome's test set. Models other than the bundled
     one are downloaded from the hub when they are first used.
     """
-    from sca_batch.model.zoo import MODELS
+    from sca_batch.model.names import MODELS
 
     rows = [("MODEL", "LANGUAGE MODEL", "TRAINED ON", "CIDER", "METEOR", "WHERE")]
     for name, facts in MODELS.items():
@@ -62,18 +64,12 @@ def info(name: str) -> None:
 
     Nothing is computed and, for a folder, no weights are read into memory.
     """
-    from sca_batch.model.zoo import Composition, load_model, locate, quiet_libraries
+    from sca_batch.model.hub import Composition, locate, quiet_libraries
 
     with quiet_libraries():
         located = locate(name)
         if isinstance(located, Composition):
-            lines = _sizes(load_model(name, device="cpu", with_tokenizer=False))
-            files = {
-                "SAM": located.sam,
-                "language model": located.language_model,
-                "mixer": located.mixer,
-            }
-            lines += [(what, str(path)) for what, path in files.items()]
+            lines = _composition_info(name, located)
         else:
             lines = _folder_info(located)
     width = max(len(key) for key, _ in lines)
@@ -155,7 +151,7 @@ def record_stages(
     """
     from sca_batch.checks import record
     from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     given_boxes = [_numbers(box, (4,), "--box", "X0,Y0,X1,Y1") for box in boxes]
     given_points = [[_point(point) for point in region.split()] for region in points]
@@ -223,7 +219,8 @@ def check_stages(
     `sca model record` or from any other implementation of the model.
     """
     from sca_batch.checks import check, read_recording, verdict
-    from sca_batch.model.zoo import load_model, locate
+    from sca_batch.model.hub import locate
+    from sca_batch.model.load import load_model
 
     atol = dict(_tolerance(item) for item in tolerances)
     if against is None:
@@ -254,59 +251,72 @@ def check_stages(
         raise click.exceptions.Exit(EXIT_LEFTOVERS)
 
 
-def _folder_info(folder: Path) -> list[tuple[str, str]]:
-    from sca_batch.model.checkpoint import build_empty
-    from sca_batch.model.config import read_config
-    from sca_batch.model.tokenizer import tokenizer_files
-    from sca_batch.model.weight_files import stored_dtypes, weight_files
-
-    config = read_config(folder)
-    lines = [("folder", str(folder)), *_sizes(build_empty(config))]
-    dtypes: dict[str, int] = {}
-    for path in weight_files(folder):
-        lines.append(("file", f"{path.name}, {path.stat().st_size / 1e6:,.1f} MB"))
-        for dtype, count in stored_dtypes(path).items():
-            dtypes[dtype] = dtypes.get(dtype, 0) + count
-    on_disk = (f"{name} ({count:,} values)" for name, count in sorted(dtypes.items()))
-    lines.append(("on disk", ", ".join(on_disk)))
-    tokenizer = ", ".join(tokenizer_files(folder))
-    if not tokenizer:
-        named = config.tokenizer_name
-        tokenizer = f"none beside the weights; that of {named}" if named else "none"
-    return [*lines, ("tokenizer", tokenizer)]
-
-
-def _sizes(loaded: ScaModel) -> list[tuple[str, str]]:
+def _composition_info(name: str, parts: Composition) -> list[tuple[str, str]]:
     from sca_batch.model.checkpoint import parameter_counts
+    from sca_batch.model.config import ModelSizes
+    from sca_batch.model.load import load_model
 
-    config = loaded.config
-    vision, text = config.sam.vision_config, config.text
-    total, trainable = parameter_counts(loaded)
+    loaded = load_model(name, device="cpu", with_tokenizer=False)
+    sizes = ModelSizes.of(loaded.config.to_dict())
     return [
-        ("image", f"{config.image_size} x {config.image_size} pixels"),
+        *_sizes(loaded.config, sizes, parameter_counts(loaded)),
+        ("SAM", str(parts.sam)),
+        ("language model", str(parts.language_model)),
+        ("mixer", str(parts.mixer)),
+    ]
+
+
+def _folder_info(folder: Path) -> list[tuple[str, str]]:
+    from sca_batch.model.config import read_config_file, read_sizes
+    from sca_batch.model.tokenizer import tokenizer_files
+    from sca_batch.model.weight_files import stored_tensors, weight_files
+    from sca_batch.model.weight_names import published_counts
+
+    config, sizes = read_config_file(folder), read_sizes(folder)
+    files = weight_files(folder)
+    stored = {name: found for path in files for name, found in stored_tensors(path).items()}
+    counts = published_counts({n: size for n, (_, size) in stored.items()}, tied=sizes.tied)
+    dtypes: Counter[str] = Counter()
+    for dtype, size in stored.values():
+        dtypes[dtype] += size
+    on_disk = (f"{name} ({count:,} values)" for name, count in sorted(dtypes.items()))
+    named = config.tokenizer_name
+    return [
+        ("folder", str(folder)),
+        *_sizes(config, sizes, counts),
+        *(("file", f"{path.name}, {path.stat().st_size / 1e6:,.1f} MB") for path in files),
+        ("on disk", ", ".join(on_disk)),
         (
-            "encoder",
-            config.timm_vision_name + (", a pyramid" if config.timm_levels else "")
-            or f"width {vision.hidden_size}, {vision.num_hidden_layers} layers",
+            "tokenizer",
+            ", ".join(tokenizer_files(folder))
+            or (f"none beside the weights; that of {named}" if named else "none"),
         ),
+    ]
+
+
+def _sizes(config: ConfigFile, sizes: ModelSizes, counts: tuple[int, int]) -> list[tuple[str, str]]:
+    encoder = f"width {sizes.vision_width}, {sizes.vision_layers} layers"
+    if config.timm_vision_name:
+        encoder = config.timm_vision_name + (", a pyramid" if config.timm_levels else "")
+    lines = [
+        ("image", f"{sizes.image} x {sizes.image} pixels"),
+        ("encoder", encoder),
         (
             "mixer",
-            f"width {config.width}, {config.mixer_layers} layers, {config.num_caption_tokens} "
-            f"queries, {config.num_caption_heads} caption heads, {config.num_task_tokens} task "
-            "tokens",
+            f"width {sizes.prompt_width}, {config.mixer_layers} layers, "
+            f"{config.num_caption_tokens} queries, {config.num_caption_heads} caption heads, "
+            f"{config.num_task_tokens} task tokens",
         ),
         (
             "language model",
-            f"{text.model_type}, width {config.text_width}, {text.num_hidden_layers} layers, "
-            f"{text.vocab_size:,} tokens",
+            f"{sizes.language_model}, width {sizes.text_width}, {sizes.text_layers} layers, "
+            f"{sizes.vocabulary:,} tokens",
         ),
-        ("parameters", f"{total:,}, of them {trainable:,} trainable"),
-        *(
-            [("automatic masks", _as_options(config.automatic_masks))]
-            if config.automatic_masks
-            else []
-        ),
+        ("parameters", f"{counts[0]:,}, of them {counts[1]:,} trainable"),
     ]
+    if config.automatic_masks:
+        lines.append(("automatic masks", _as_options(config.automatic_masks)))
+    return lines
 
 
 def _as_options(values: dict[str, float]) -> str:

@@ -32,7 +32,7 @@ def train(
     model: vg-ablation, vg, vg-llama, objects365-pretrain, vg-finetune, weak-coco, weak-v3det,
     weak-objects365, weak-mix, weak-finetune, and encoder-NAME and encoder-NAME-sam-mixer for
     clip336, clip224, eva02, dinov2 and mae. docs/TRAINING.md says how to reproduce the paper, and
-    how the bundled model is made. Training needs the extra: pip install 'sca[train]'.
+    how the bundled model is made. Training needs the extra: pip install '.[train]'.
 
     SIGTERM, SIGUSR1, Ctrl-C and --time-limit stop a run after the step that it is in, with a
     checkpoint, and --resume goes on with the losses of an unbroken run. Exit codes: 0 trained to

@@ -30,16 +30,16 @@ def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
     from sca_batch.plan.run_plan import open_run_plan
 
     found = 0
-    places: dict[str, None] = {}
+    files: set[str] = set()
     for finding in verify_dataset(dataset):
         found += 1
-        places[finding.place] = None
+        files.add(finding.place)
         click.echo(f"{finding.place}: {finding.what}")
     if not found:
         click.echo(f"{dataset}: {open_run_plan(dataset).shards:,} shards, all is well", err=True)
         return
     click.echo(
-        f"{dataset}: {found:,} findings in {len(places):,} files. Remove those that are there and "
+        f"{dataset}: {found:,} findings in {len(files):,} files. Remove those that are there and "
         "repeat the sca caption command: it makes them again",
         err=True,
     )

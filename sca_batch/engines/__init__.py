@@ -33,7 +33,7 @@ ENGINES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which engine a model runs with; `label` goes into the run's fingerprint, `why` to the user.
+    """The engine of a model; `label` goes into the run's fingerprint, `why` to the user.
 
     `plans` are the file names of those in use; `refused` are plans of this model that could not be
     used, each with its reason.

@@ -1,7 +1,7 @@
 """Running a TensorRT execution context on torch tensors: pieces, addresses, memory, CUDA graphs.
 
 Written to the API that both flavours of TensorRT document; a stand-in that runs the same ONNX file
-on the same addresses takes the context's place in the tests. Never run on a GPU.
+on the same addresses stands in for the context in the tests. Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +19,22 @@ from sca_batch.engines.plans import PlanFacts
 from sca_batch.errors import ScaError
 from sca_batch.model.memory import Allowance, fit, is_out_of_memory
 
-__all__ = ["Capture", "Execution", "capture_cuda_graph"]
+__all__ = ["Capture", "Context", "Execution", "capture_cuda_graph"]
 
 # Gives a callable that repeats what its argument queued on the stream that it was given.
 Capture = Callable[[Callable[[int], None]], Callable[[], None]]
 # Shapes that have a CUDA graph of their own; each holds its inputs and outputs. Others run without.
 MOST_CAPTURED = 16
+
+
+class Context(Protocol):
+    """As much of TensorRT's execution context as is used; addresses are of the device's memory."""
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...], /) -> bool: ...
+    def set_tensor_address(self, name: str, address: int, /) -> object: ...
+    def infer_shapes(self) -> Sequence[str]: ...
+    def get_tensor_shape(self, name: str, /) -> Sequence[int]: ...
+    def execute_async_v3(self, stream: int, /) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class Execution:
 
     def __init__(
         self,
-        context: Any,
+        context: Context,
         facts: PlanFacts,
         *,
         stream: Callable[[], int],

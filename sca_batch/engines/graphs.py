@@ -11,10 +11,11 @@ import copy
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from sca_batch.errors import ScaError
@@ -25,12 +26,15 @@ from sca_batch.model.two_way import absorbing_pays
 
 __all__ = ["GRAPHS", "GraphFacts", "build_graph", "example_inputs", "input_sizes"]
 
+C = TypeVar("C", bound=PreTrainedConfig)
+M = TypeVar("M", bound=nn.Module)
+
 PROMPT_TOKENS = 2  # of a box, or of one point and its padding
 
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What goes in and comes out, and which axes have no fixed size.
+    """The inputs and outputs of a graph, and its axes that have no fixed size.
 
     `axes` names the open sizes of each input in order, None where the model fixes the size.
     Tolerances are on the relative error of the worst output, by precision; the encoder's in int8 is
@@ -78,7 +82,7 @@ GRAPHS: dict[str, GraphFacts] = {
 
 
 class Graph(nn.Module):
-    """What the four have in common: the dtype they compute in, and constants of the model."""
+    """All that the four have in common: the dtype they compute in, and constants of the model."""
 
     dtype: torch.dtype = torch.float32
     position: Tensor  # (1, D, H, W): where image tokens lie
@@ -170,7 +174,7 @@ class MixerGraph(Graph):
         self.mask_decoder, self.absorbed = _decoder(model)
         decoder = _eager(model.config.sam.mask_decoder_config)
         num_queries, depth = len(model.mixer.queries.weight), model.config.mixer_layers
-        self.mixer: TextFeatureMixer = _same_weights(
+        self.mixer = _same_weights(
             lambda: TextFeatureMixer(decoder, depth=depth, num_queries=num_queries), model.mixer
         )
         self._keep_codes(model)
@@ -256,7 +260,7 @@ class _InFloat32(nn.Module):
         self.module = module
         self.around = around
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: object, **named: object) -> object:
         outputs = self.module(
             *(_cast(value, torch.float32) for value in inputs),
             **{name: _cast(value, torch.float32) for name, value in named.items()},
@@ -266,7 +270,7 @@ class _InFloat32(nn.Module):
         return _cast(outputs, self.around)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: object, dtype: torch.dtype) -> object:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -339,14 +343,14 @@ def example_inputs(
     return tokens.clone(), features.clone()
 
 
-def _eager(config: Any) -> Any:
+def _eager(config: C) -> C:
     """The same sizes; attention written out, which exports to fewer nodes than the fused form."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     return config
 
 
-def _same_weights(make: Callable[[], nn.Module], source: nn.Module) -> Any:
+def _same_weights(make: Callable[[], M], source: nn.Module) -> M:
     """A new module whose parameters are the memory of another's."""
     with torch.device("meta"):
         module = make()
@@ -356,13 +360,13 @@ def _same_weights(make: Callable[[], nn.Module], source: nn.Module) -> Any:
 
 def _copy_on_same_memory(source: nn.Module) -> nn.Module:
     """A copy of a module whose parameters and buffers are the memory of the original's."""
-    same: dict[int, Any] = {id(p): nn.Parameter(p.detach()) for p in source.parameters()}
+    same: dict[int, object] = {id(p): nn.Parameter(p.detach()) for p in source.parameters()}
     same |= {id(b): b.detach() for b in source.buffers()}
     return copy.deepcopy(source, same)
 
 
 def _decoder(model: ScaModel) -> tuple[MaskDecoder, bool]:
     config = _eager(model.config.sam.mask_decoder_config)
-    decoder: MaskDecoder = _same_weights(lambda: MaskDecoder(config), model.mask_decoder)
+    decoder = _same_weights(lambda: MaskDecoder(config), model.mask_decoder)
     num_tokens = 1 + decoder.num_mask_tokens + PROMPT_TOKENS
     return decoder, absorbing_pays(decoder.transformer, num_tokens)

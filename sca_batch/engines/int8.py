@@ -7,16 +7,19 @@ calibration images; weights have a range per channel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need, onnx_files
+from sca_batch.engines.onnx import onnx_files
+from sca_batch.errors import optional_package
 
 __all__ = ["quantize"]
 
@@ -33,9 +36,9 @@ def quantize(exported: Path, path: Path, pixels: Iterable[Tensor]) -> None:
     Raises:
         MissingPackageError: without ONNX Runtime, which also runs the calibration.
     """
-    quantization: Any = need("onnxruntime.quantization", "int8")
-    calibrate: Any = need("onnxruntime.quantization.calibrate", "int8")
-    graph = need("onnx", "int8").load(exported, load_external_data=False).graph
+    quantization = optional_package("onnxruntime.quantization", "int8", "cpu")
+    calibrate = optional_package("onnxruntime.quantization.calibrate", "int8", "cpu")
+    graph = optional_package("onnx", "int8", "cpu").load(exported, load_external_data=False).graph
     products = _products_with_weights(graph)
     with _quiet(), TemporaryDirectory() as folder:
         ranges = Path(folder, "ranges.json")
@@ -57,28 +60,46 @@ def quantize(exported: Path, path: Path, pixels: Iterable[Tensor]) -> None:
         file.chmod(exported.stat().st_mode)  # it comes from a temporary file, of its owner only
 
 
-def _products_with_weights(graph: Any) -> list[Any]:
+class _Node(Protocol):
+    name: str
+    op_type: str
+    input: Sequence[str]
+    output: Sequence[str]
+
+
+class _Graph(Protocol):
+    """As much of an ONNX graph as is looked at."""
+
+    initializer: Sequence[_Node]
+    node: Sequence[_Node]
+
+
+class _Model(Protocol):
+    graph: _Graph
+
+
+def _products_with_weights(graph: _Graph) -> list[_Node]:
     """The nodes that are quantized: not the products of two activations, which attention has."""
     weights = {item.name for item in graph.initializer}
     return [n for n in graph.node if n.op_type in _OPERATORS and weights & set(n.input)]
 
 
-def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> Any:
+def _ranges(exported: Path, folder: Path, pixels: Iterable[Tensor]) -> object:
     """The least and the largest value of every activation that is quantized."""
-    runtime: Any = need("onnxruntime", "int8")
-    quantization: Any = need("onnxruntime.quantization", "int8")
-    calibrate: Any = need("onnxruntime.quantization.calibrate", "int8")
+    runtime = optional_package("onnxruntime", "int8", "cpu")
+    quantization = optional_package("onnxruntime.quantization", "int8", "cpu")
+    calibrate = optional_package("onnxruntime.quantization.calibrate", "int8", "cpu")
     batches = iter(pixels)
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, Any] | None:
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
             batch = next(batches, None)
             return None if batch is None else {"pixels": batch.cpu().numpy()}
 
     # As the library has it, but for memory: attention's scores (0.8 GB a layer in ViT-B) need no
     # range, and its session keeps an arena of many times that: 21 GB.
-    class Calibrator(calibrate.MinMaxCalibrater):  # type: ignore[misc]
-        def select_tensors_to_calibrate(self, model: Any) -> Any:
+    class Calibrator(calibrate.MinMaxCalibrater):  # type: ignore[misc, name-defined]
+        def select_tensors_to_calibrate(self, model: _Model) -> tuple[set[str], object]:
             every, value_infos = super().select_tensors_to_calibrate(model)
             products = _products_with_weights(model.graph)
             wanted = {tensor for node in products for tensor in (*node.input, *node.output)}

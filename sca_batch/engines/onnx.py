@@ -9,36 +9,28 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
-from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.errors import ScaError, optional_package
 from sca_batch.model.sca import ScaModel
 
 __all__ = [
-    "OPSET",
-    "OnnxEngine",
-    "Precision",
-    "export",
-    "files_digest",
-    "need",
-    "onnx_files",
+    "OPSET", "OnnxEngine", "Precision", "export", "files_digest", "onnx_files",
     "raise_if_out_of_memory",
-]
+]  # fmt: skip
 
 # 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
 # builds in half precision only; what is exported here is eager attention anyway.
 OPSET = 20
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-INSTALL = "pip install 'sca[cpu]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What a graph computes in; fixed when it is exported. Inputs and outputs stay float32."""
+    """The dtype a graph computes in; fixed when it is exported. Inputs and outputs stay float32."""
 
     name: str = "fp32"
     keep_fp32: tuple[str, ...] = ()
@@ -62,11 +54,11 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
     """
     precision = precision or Precision()
     for package in ("onnx", "onnxscript"):
-        need(package, "exporting a graph")
+        optional_package(package, "exporting a graph", "cpu")
     facts = GRAPHS[name]
     graph = build_graph(model, name, dtype=precision.dtype, keep_fp32=precision.keep_fp32)
     # One size object per name: sizes that two inputs share are one axis to the tracer.
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, torch.export.Dim] = {}
     dynamic = {
         key: {
             i: sizes.setdefault(axis, torch.export.Dim(axis, min=1))
@@ -93,7 +85,11 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
 
 def _check_open_axes(path: Path, name: str) -> None:
     """An encoder that makes a size `int` fixes it, and the exporter says nothing of that."""
-    graph = need("onnx", "exporting a graph").load(path, load_external_data=False).graph
+    graph = (
+        optional_package("onnx", "exporting a graph", "cpu")
+        .load(path, load_external_data=False)
+        .graph
+    )
     for item in graph.input:
         for axis, size in zip(
             GRAPHS[name].axes[item.name], item.type.tensor_type.shape.dim, strict=True
@@ -109,7 +105,7 @@ class OnnxEngine:
     """A graph that runs in ONNX Runtime on the CPU."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        runtime = need("onnxruntime", "--engine onnx")
+        runtime = optional_package("onnxruntime", "--engine onnx", "cpu")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # The arena keeps the most that any run took: 8 GB for an encoder.
@@ -119,7 +115,7 @@ class OnnxEngine:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # the runtime has no exception class of its own in common
+        except _runtime_errors() as error:
             raise ScaError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error
         self._names = [item.name for item in self._session.get_inputs()]
 
@@ -128,7 +124,7 @@ class OnnxEngine:
         named = dict(zip(self._names, arrays, strict=True))
         try:
             outputs = self._session.run(None, named)
-        except Exception as error:  # the runtime has no exception class of its own in common
+        except _runtime_errors() as error:
             raise_if_out_of_memory(error)
             raise
         return tuple(torch.from_numpy(value) for value in outputs)
@@ -142,6 +138,13 @@ def raise_if_out_of_memory(error: Exception) -> None:
     """
     if any(text in str(error) for text in ("bad_alloc", "bad allocation", "Failed to allocate")):
         raise MemoryError(str(error)) from error
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """All that ONNX Runtime raises; its classes have none in common."""
+    module = optional_package("onnxruntime.capi.onnxruntime_pybind11_state", "--engine onnx", "cpu")
+    found = (value for value in vars(module).values() if isinstance(value, type))
+    return (RuntimeError, *(value for value in found if issubclass(value, Exception)))
 
 
 def onnx_files(path: Path) -> list[Path]:
@@ -158,16 +161,6 @@ def files_digest(path: Path) -> str:
             while block := opened.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def need(package: str, needed_for: str) -> Any:
-    """A package of the extra `cpu`, or an error that says how to get it."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise MissingPackageError(package, needed_for, INSTALL) from None
 
 
 _EXPORTERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")

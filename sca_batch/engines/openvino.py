@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sca_batch.engines.onnx import need, raise_if_out_of_memory
-from sca_batch.errors import ScaError
+from sca_batch.engines.onnx import raise_if_out_of_memory
+from sca_batch.errors import ScaError, optional_package
 
 __all__ = ["OpenVinoEngine"]
+
+_Array = npt.NDArray[np.generic]
+_Compiled = Callable[[Sequence[_Array]], Mapping[object, _Array]]  # a model of the library
 
 # OpenVINO's own choice is bf16 wherever the CPU has it: what is meant is always said.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -32,7 +37,7 @@ class OpenVinoEngine:
         static: bool = False,
         threads: int | None = None,
     ) -> None:
-        openvino = need("openvino", "--engine openvino")
+        openvino = optional_package("openvino", "--engine openvino", "cpu")
         self._core = openvino.Core()
         self._static = static
         self._config = {
@@ -44,19 +49,19 @@ class OpenVinoEngine:
             self._model = self._core.read_model(str(path))
         except RuntimeError as error:
             raise ScaError(f"{path.name}: OpenVINO cannot load it: {error}") from error
-        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._compiled: dict[tuple[tuple[int, ...], ...], _Compiled] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [value.detach().cpu().contiguous().numpy() for value in inputs]
         try:
             found = self._for_shapes(tuple(array.shape for array in arrays))(arrays)
-        except Exception as error:  # RuntimeError, or one of its own
+        except RuntimeError as error:
             raise_if_out_of_memory(error)
             raise
         # Copied: the next call writes to the same memory.
         return tuple(torch.from_numpy(found[output].copy()) for output in found)
 
-    def _for_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    def _for_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> _Compiled:
         key = shapes if self._static else ()
         if key not in self._compiled:
             model = self._model

@@ -15,34 +15,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
 
 from sca_batch.engines.onnx import files_digest, onnx_files
+from sca_batch.errors import install_hint
 
 __all__ = [
-    "BACKENDS",
-    "RTX_CAPABILITIES",
-    "Machine",
-    "PlanFacts",
-    "building_folder",
-    "keep_plan",
-    "read_plans",
-    "refusal",
-    "suffix_of",
-    "tensorrt_flavour",
-    "this_machine",
-]
+    "BACKENDS", "RTX_CAPABILITIES", "Machine", "PlanFacts", "building_folder", "keep_plan",
+    "read_plans", "refusal", "suffix_of", "tensorrt_flavour", "this_machine",
+]  # fmt: skip
 
-# Backend -> the module whose version a plan belongs to. Those for a device stand in the order in
-# which `--engine auto` prefers them.
+# Backend -> the module whose version a plan belongs to, and the extra that brings it. Those for a
+# device stand in the order in which `--engine auto` prefers them.
 BACKENDS = {
-    "openvino": "openvino",
-    "onnx": "onnxruntime",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
+    "openvino": ("openvino", "cpu"),
+    "onnx": ("onnxruntime", "cpu"),
+    "tensorrt": ("tensorrt", "trt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "trt-rtx"),
 }
 # What ComputeCapability has in TensorRT-RTX 1.7; the standard flavour serves every GPU.
 RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -69,9 +60,9 @@ class PlanFacts:
     plan_bytes: int
     capabilities: tuple[str, ...] = ("cpu",)
     keep_fp32: tuple[str, ...] = ()
-    shapes: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, list[list[int]]] = field(default_factory=dict)
     memory_bytes: int | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, int | str] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     executed: bool = True
     model: str = ""
@@ -95,7 +86,7 @@ class PlanFacts:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What plans are compared with: `cpu` or a compute capability, and the libraries' versions."""
+    """The side plans are compared with: `cpu` or a compute capability, and libraries' versions."""
 
     capability: str
     versions: dict[str, str | None]
@@ -107,7 +98,7 @@ def this_machine(device: torch.device, backends: Sequence[str] = tuple(BACKENDS)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = f"sm{major}{minor}"
-    return Machine(capability, {name: _version(BACKENDS[name]) for name in backends})
+    return Machine(capability, {name: _version(BACKENDS[name][0]) for name in backends})
 
 
 def tensorrt_flavour(machine: Machine) -> str:
@@ -142,7 +133,7 @@ def refusal(
     weights: str | None = None,
     trusted: bool = False,
 ) -> str | None:
-    """Why a plan may not be used here, with what to type next; None where it may.
+    """The reason why a plan may not be used here, with what to type next; None where it may.
 
     Nothing is deserialised. `trusted` accepts a plan whose bytes are not those of its side-car.
     """
@@ -153,10 +144,8 @@ def refusal(
         differing.append(f"weights are {facts.weights[:8]}, need {weights[:8]}")
     version = machine.versions.get(facts.backend)
     if version is None:
-        return (
-            f"{path.name}: {BACKENDS[facts.backend]} is not installed. Install it: pip install "
-            f"'sca[{_EXTRAS[facts.backend]}]'"
-        )
+        module, extra = BACKENDS[facts.backend]
+        return f"{path.name}: {module} is not installed. Install it: {install_hint(extra)}"
     if facts.version != version:
         differing.append(f"{facts.backend} is {facts.version}, need {version}")
     if facts.capabilities and machine.capability not in facts.capabilities:
@@ -212,9 +201,6 @@ def keep_plan(built: Path, facts: PlanFacts, folder: Path) -> Path:
     return path
 
 
-_EXTRAS = {"openvino": "cpu", "onnx": "cpu", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
-
-
 def _read_facts(path: Path) -> PlanFacts | str:
     side_car = path.with_name(f"{path.name}.json")
     if not side_car.is_file():
@@ -225,11 +211,8 @@ def _read_facts(path: Path) -> PlanFacts | str:
     try:
         raw = json.loads(side_car.read_text(encoding="utf-8"))
         known = {item.name for item in fields(PlanFacts)}
-        lists = {"capabilities", "keep_fp32"}
-        given: dict[str, Any] = {
-            k: tuple(v) if k in lists else v for k, v in raw.items() if k in known
-        }
-        facts = PlanFacts(**given)
+        raw |= {key: tuple(raw[key]) for key in ("capabilities", "keep_fp32") if key in raw}
+        facts = PlanFacts(**{key: value for key, value in raw.items() if key in known})
         if facts.backend not in BACKENDS or not isinstance(facts.plan_bytes, int):
             raise ValueError(facts.backend)
     except (ValueError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What to build: the TOML files of `engines/`, and single values put in their place."""
+"""Recipes of plans: the TOML files of `engines/`, and single values that replace theirs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recipe:
     all that the precision has.
 
     Sizes and capabilities are TensorRT's; ONNX Runtime and OpenVINO take any size. `tolerance`
-    takes the place of the graphs' own limits on the relative error. Without `capabilities`
+    replaces the graphs' own limits on the relative error. Without `capabilities`
     TensorRT-RTX builds for every GPU that it serves by default.
 
     Raises:

@@ -7,7 +7,6 @@ agree in everything used here. Running is written to the documented API and was 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from sca_batch.engines.execution import Execution, capture_cuda_graph
 from sca_batch.engines.graphs import input_sizes
 from sca_batch.engines.plans import BACKENDS, RTX_CAPABILITIES, PlanFacts
 from sca_batch.engines.recipes import Recipe
-from sca_batch.errors import MissingPackageError, ScaError
+from sca_batch.errors import ScaError, optional_package
 from sca_batch.model.sca import ScaModel
 
 __all__ = ["RuntimeCache", "TensorRtEngine", "build", "build_plan", "profile_for"]
@@ -33,10 +33,8 @@ __all__ = ["RuntimeCache", "TensorRtEngine", "build", "build_plan", "profile_for
 log = logging.getLogger(__name__)
 
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-_INSTALL = {
-    "tensorrt": "pip install 'sca[trt]'",
-    "tensorrt-rtx": "pip install 'sca[trt-rtx]'",
-}
+OnPhase = Callable[[str, int, int], bool]  # told (phase, step, steps); False stops the build
+Native = Any  # an object of the library, which has no types
 _MEMORY = re.compile(r"Total (?:Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -47,7 +45,7 @@ def build(
     recipe: Recipe,
     *,
     device: torch.device,
-    on_phase: Callable[[str, int, int], bool] | None = None,
+    on_phase: OnPhase | None = None,
 ) -> tuple[PlanFacts, Path]:
     """The plan of an exported graph, beside its ONNX file, and what is known of it now.
 
@@ -68,7 +66,7 @@ def build(
 def target_capabilities(
     backend: str, asked: Sequence[str], device: torch.device
 ) -> tuple[str, ...]:
-    """What a plan is built for; nothing is what TensorRT-RTX builds for by itself."""
+    """GPUs that a plan is built for; none are what TensorRT-RTX builds for by itself."""
     here = None
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -120,7 +118,7 @@ def build_plan(
     profile: Profile,
     *,
     capabilities: Sequence[str] = (),
-    on_phase: Callable[[str, int, int], bool] | None = None,
+    on_phase: OnPhase | None = None,
 ) -> int | None:
     """Parses and builds; writes the plan. Returns the bytes of GPU memory that its log names."""
     trt, said = _flavour(backend), _logger(backend)
@@ -206,8 +204,8 @@ class TensorRtEngine:
         return outputs
 
 
-def rtx_runtime_config(engine: Any, cache: Path) -> tuple[Any, RuntimeCache]:
-    """How TensorRT-RTX should run: CUDA graphs of its own, and what it compiled last time."""
+def rtx_runtime_config(engine: Native, cache: Path) -> tuple[Native, RuntimeCache]:
+    """Settings of TensorRT-RTX: CUDA graphs of its own, and what it compiled last time."""
     trt = _flavour("tensorrt-rtx")
     config = engine.create_runtime_config()
     config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -222,13 +220,13 @@ def rtx_runtime_config(engine: Any, cache: Path) -> tuple[Any, RuntimeCache]:
 
 
 class RuntimeCache:
-    """What TensorRT-RTX compiled for a GPU, kept in a file beside the plan for the next process.
+    """Kernels that TensorRT-RTX compiled for a GPU, kept beside the plan for the next process.
 
     The library itself refuses bytes of another version, another GPU or another driver. A folder
     that cannot be written to costs the next process the time to compile, and is said once.
     """
 
-    def __init__(self, compiled: Any, path: Path) -> None:
+    def __init__(self, compiled: Native, path: Path) -> None:
         self._compiled, self._path = compiled, path
         self._runs, self._num_bytes = 0, 0
         if path.is_file():
@@ -259,7 +257,7 @@ class RuntimeCache:
                 log.warning("%s cannot be kept: %s", self._path.name, error)
 
 
-def deserialize(path: Path, backend: str) -> Any:
+def deserialize(path: Path, backend: str) -> Native:
     """The library's engine of a plan.
 
     Raises:
@@ -273,15 +271,13 @@ def deserialize(path: Path, backend: str) -> Any:
     return engine
 
 
-def _flavour(backend: str) -> Any:
-    try:
-        return importlib.import_module(BACKENDS[backend])
-    except (ImportError, OSError):
-        raise MissingPackageError(BACKENDS[backend], backend, _INSTALL[backend]) from None
+def _flavour(backend: str) -> ModuleType:
+    module, extra = BACKENDS[backend]
+    return optional_package(module, backend, extra)
 
 
 @lru_cache
-def _logger(backend: str) -> Any:
+def _logger(backend: str) -> Native:
     """One for each flavour: the first that is registered stays in use."""
     trt = _flavour(backend)
 
@@ -293,7 +289,7 @@ def _logger(backend: str) -> Any:
             self.lines: deque[str] = deque(maxlen=10_000)  # a process may run for days
             self.errors: deque[str] = deque(maxlen=10)
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: object, message: str) -> None:
             self.lines.append(message)
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
@@ -306,8 +302,8 @@ def _logger(backend: str) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, on_phase: Callable[[str, int, int], bool]) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+def _monitor(trt: ModuleType, on_phase: OnPhase) -> Native:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}

@@ -160,7 +160,7 @@ def caption_corpus(
             teller(event)
 
     with _runner(request) as runner:
-        runner.start()  # the first worker loads its model while the sources are listed
+        runner.start()  # libraries are loaded while the sources are listed
         is_fresh = _is_fresh(request, out)
         plan = list_sources(request) if is_fresh else None
         listed = None if is_fresh else list_again(request, tell)
@@ -283,7 +283,7 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
     Raises:
         ScaError: for a request that cannot be met, as far as that can be told without its model.
     """
-    from sca_batch.model.zoo import config_at_hand
+    from sca_batch.model.names import config_at_hand
     from sca_batch.regions.settings import AutomaticMaskSettings
 
     if not request.source.names:

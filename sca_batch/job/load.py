@@ -14,8 +14,8 @@ from sca_batch.engines import plan_precisions, use_engines
 from sca_batch.job.request import CaptionRequest, EngineName, ModelReport
 from sca_batch.job.worker import ShardWorker, StageClock
 from sca_batch.model.checkpoint import weights_digest
+from sca_batch.model.load import load_model
 from sca_batch.model.sca import ScaModel
-from sca_batch.model.zoo import load_model
 from sca_batch.pipeline.pipeline import Pipeline, Watch, unwatched
 
 __all__ = ["load_pipeline", "load_worker"]

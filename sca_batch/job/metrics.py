@@ -28,9 +28,7 @@ class Metrics:
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge
         except ImportError:
-            raise MissingPackageError(
-                "prometheus_client", "--metrics-file", "pip install 'sca[metrics]'"
-            ) from None
+            raise MissingPackageError("prometheus_client", "--metrics-file", "metrics") from None
         if path.is_dir() or not path.parent.is_dir():
             raise ScaError(f"--metrics-file {path}: expected a file in a folder that is there")
         self._path = path

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,63 +13,26 @@ import torch
 from torch import Tensor
 
 from sca_batch.errors import ScaError
-from sca_batch.model.config import (
-    ScaConfig,
-    read_config,
-)
+from sca_batch.model.config import ScaConfig, read_config
 from sca_batch.model.language import restore_buffers
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import TimmEncoder
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 from sca_batch.model.weight_files import listed, read_weights, write_weights
+from sca_batch.model.weight_names import (
+    LEGACY,
+    LM_EMBEDDING,
+    LM_HEAD,
+    POSITION,
+    POSITION_TWIN,
+    own_name,
+    published_name,
+)
 
 __all__ = [
-    "POSITION",
-    "POSITION_TWIN",
-    "TRAINED",
-    "assemble",
-    "build_empty",
-    "load_checkpoint",
-    "own_names",
-    "parameter_counts",
-    "published_name",
-    "published_state",
-    "save_checkpoint",
-    "weights_digest",
-]
-
-# Ours, as published. Everything else has the published name already.
-_PREFIXES = (
-    ("mixer.queries.", "mask_decoder.caption_tokens."),
-    ("mixer.transformer.", "mask_decoder.additional_transformer."),
-    ("projection.", "language_project."),
-    ("vision_encoder.backbone.", "timm_vision_encoder."),
-    ("vision_encoder.projector.", "neck."),
-)
-# What the paper trains, under published names; the neck stands behind a timm backbone.
-TRAINED = ("mask_decoder.caption_tokens.", "mask_decoder.additional_transformer.",
-            "language_project.", "task_tokens.", "neck.")  # fmt: skip
-POSITION = "prompt_encoder.shared_embedding.positional_embedding"
-POSITION_TWIN = "shared_image_embedding.positional_embedding"
-_LM_HEAD = "language_model.lm_head.weight"
-_LM_EMBEDDING = {
-    "gpt2": "language_model.transformer.wte.weight",
-    "llama": "language_model.model.embed_tokens.weight",
-}
-
-
-# What older releases of transformers stored and newer ones recompute.
-_LEGACY = re.compile(
-    r"^language_model\..*(\.rotary_emb\.inv_freq|\.h\.\d+\.attn\.(bias|masked_bias))$"
-)
-
-
-def published_name(name: str) -> str:
-    """The published name of one of our parameters."""
-    for ours, theirs in _PREFIXES:
-        if name.startswith(ours):
-            return theirs + name[len(ours) :]
-    return name
+    "assemble", "build_empty", "load_checkpoint", "own_names", "parameter_counts",
+    "published_state", "save_checkpoint", "weights_digest",
+]  # fmt: skip
 
 
 def load_checkpoint(folder: Path) -> ScaModel:
@@ -114,7 +76,7 @@ def published_state(model: ScaModel, *, with_ties: bool = False) -> dict[str, Te
     state = {published_name(name): value for name, value in model.state_dict().items()}
     state[POSITION_TWIN] = state[POSITION] if with_ties else state.pop(POSITION)
     if model.language_model.config.tie_word_embeddings and not with_ties:
-        state.pop(_LM_HEAD)
+        state.pop(LM_HEAD)
     return {name: value.detach().contiguous() for name, value in state.items()}
 
 
@@ -196,9 +158,9 @@ def assemble(
 def own_names(state: Mapping[str, Tensor], config: ScaConfig, *, where: str) -> dict[str, Tensor]:
     """Published names to ours, with the twins, ties and leftovers of old files sorted out."""
     own = {
-        _own_name(name): value
+        own_name(name): value
         for name, value in state.items()
-        if not _LEGACY.match(name) and name != POSITION_TWIN
+        if not LEGACY.match(name) and name != POSITION_TWIN
     }
     if POSITION_TWIN in state:
         # Both names hold one tensor; files written by save_pretrained drop either of them.
@@ -206,23 +168,16 @@ def own_names(state: Mapping[str, Tensor], config: ScaConfig, *, where: str) -> 
         if not torch.equal(own.setdefault(POSITION, twin), twin):
             raise ScaError(f"{where}: {POSITION} and {POSITION_TWIN} differ; expected one tensor")
     if config.text.tie_word_embeddings:
-        embedding = _LM_EMBEDDING[config.text.model_type]
+        embedding = LM_EMBEDDING[config.text.model_type]
         if embedding in own:
-            own.setdefault(_LM_HEAD, own[embedding])
-        elif _LM_HEAD in own:
-            own[embedding] = own[_LM_HEAD]
+            own.setdefault(LM_HEAD, own[embedding])
+        elif LM_HEAD in own:
+            own[embedding] = own[LM_HEAD]
     return own
 
 
-def _own_name(name: str) -> str:
-    for ours, theirs in _PREFIXES:
-        if name.startswith(theirs):
-            return ours + name[len(theirs) :]
-    return name
-
-
 def _is_untied(state: Mapping[str, Tensor], config: ScaConfig) -> bool:
-    embedding, head = state.get(_LM_EMBEDDING[config.text.model_type]), state.get(_LM_HEAD)
+    embedding, head = state.get(LM_EMBEDDING[config.text.model_type]), state.get(LM_HEAD)
     return embedding is not None and head is not None and not torch.equal(embedding, head)
 
 

@@ -10,9 +10,7 @@ of `generate` (length penalty 1, no early stopping), which the tests compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +38,7 @@ class Hypothesis:
 
 def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     """An empty GPT-2 or Llama of these sizes, in evaluation mode, with eager-exact attention."""
-    builders: dict[str, Callable[[Any], PreTrainedModel]] = {
+    builders: dict[str, type[PreTrainedModel]] = {
         "gpt2": GPT2LMHeadModel,
         "llama": LlamaForCausalLM,
     }

@@ -1,4 +1,4 @@
-"""When a device's memory does not suffice: how much is asked of it next."""
+"""Batch sizes that shrink when a device's memory does not suffice, and grow back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Allowance:
-    """How large a batch may be: halved when memory runs out, remembered, grown back."""
+    """The size that a batch may have: halved when memory runs out, remembered, grown back."""
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.most, self.size = name, most, most
@@ -43,7 +43,7 @@ class Allowance:
 
 
 def fit(action: Callable[[int], T], allowance: Allowance) -> T | None:
-    """What `action` gives for the allowed size, tried again with half of it when memory runs out.
+    """The result of `action` for the allowed size, retried with half of it when memory runs out.
 
     None when not even one fits.
     """

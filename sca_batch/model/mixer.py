@@ -39,7 +39,7 @@ class TextFeatureMixer(nn.Module):
             position_1ND: the position code of the image tokens.
         """
         queries_QD = self.queries.weight
-        # The queries come first: their place in the sequence is part of the published model.
+        # The queries come first: their position in the sequence is part of the published model.
         joined_RTD = torch.cat([queries_QD.expand(tokens_RTD.shape[0], -1, -1), tokens_RTD], dim=1)
         mixed_R1TD, _ = self.transformer(
             point_embeddings=joined_RTD[:, None],

@@ -1,7 +1,4 @@
-"""SAM, a language model and the trained part, each on its own, and what they make together.
-
-Also what segment_anything calls SAM's parts.
-"""
+"""SAM, a language model and the trained part, each on its own, and what they make together."""
 
 from __future__ import annotations
 
@@ -16,14 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import (
-    POSITION,
-    POSITION_TWIN,
-    TRAINED,
-    assemble,
-    own_names,
-    published_name,
-)
+from sca_batch.model.checkpoint import assemble, own_names
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
 from sca_batch.model.sca import PromptableSam, ScaModel
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
@@ -34,36 +24,17 @@ from sca_batch.model.weight_files import (
     read_weights,
     write_weights,
 )
-
-__all__ = ["Parts", "compose", "load_sam", "own_sam_name", "read_parts", "save_sam"]
-
-_NOT_SAM = (*TRAINED, "language_model.")
-
-# segment_anything's names, as transformers spells them (its own conversion script does the same).
-_SEGMENT_ANYTHING = (
-    (r"^image_encoder\.", "vision_encoder."),
-    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-    (r"^(vision_encoder)\.blocks\.", r"\1.layers."),
-    (r"\.neck\.0\.", ".neck.conv1."),
-    (r"\.neck\.1\.", ".neck.layer_norm1."),
-    (r"\.neck\.2\.", ".neck.conv2."),
-    (r"\.neck\.3\.", ".neck.layer_norm2."),
-    (r"\.norm(\d)\.", r".layer_norm\1."),
-    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
-    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
-    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
-    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", POSITION),
-    (r"\.point_embeddings\.", ".point_embed."),
-    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
-    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
-    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
-    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
-    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+from sca_batch.model.weight_names import (
+    NOT_SAM,
+    POSITION,
+    POSITION_TWIN,
+    TRAINED,
+    own_sam_name,
+    published_name,
 )
+from sca_batch.records import JsonObject
+
+__all__ = ["Parts", "compose", "load_sam", "read_parts", "save_sam"]
 
 
 def compose(
@@ -210,17 +181,10 @@ def _read_sam(path: Path) -> tuple[SamConfig, dict[str, Tensor]]:
         decoder = "mask_caption_decoder_config"
         decoder = decoder if decoder in raw else "mask_decoder_config"
         parts = ("vision_config", "prompt_encoder_config", decoder)
-        state = {n: v for n, v in read_weights(path).items() if not n.startswith(_NOT_SAM)}
+        state = {n: v for n, v in read_weights(path).items() if not n.startswith(NOT_SAM)}
         return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), state
     state = {own_sam_name(name): value for name, value in read_weight_file(path).items()}
     return _sam_config_from_shapes(state, path), state
-
-
-def own_sam_name(name: str) -> str:
-    """A tensor's name in segment_anything's files, as it is called here."""
-    for pattern, replacement in _SEGMENT_ANYTHING:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfig:
@@ -232,7 +196,7 @@ def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfi
         raise ScaError(f"{path}: not one of sam_vit_b, sam_vit_l, sam_vit_h of segment_anything")
     width = int(patch.shape[0])
     layers, heads, global_layers = sizes[width]
-    vision = {
+    vision: JsonObject = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -243,7 +207,7 @@ def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfi
 
 
 def _language_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A language model's own files to their place in an SCA checkpoint."""
+    """A language model's own files under their names in an SCA checkpoint."""
     bare = not any(name.startswith(("transformer.", "model.")) for name in state)
     inner = ""
     if bare:

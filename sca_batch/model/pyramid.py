@@ -79,7 +79,7 @@ class PyramidEncoder(nn.Module):
 
 
 class HighResFeatures(nn.Module):
-    """What a mask's edges need, at twice and four times the grid's resolution, by cell.
+    """Features that a mask's edges need, at twice and four times the grid's resolution, by cell.
 
     As in SAM 2 (arXiv:2408.00714, appendix D.1) they are added where masks are upscaled. Here each
     is a level of the backbone that sees the next coarser one too, and a 3 x 3 convolution.

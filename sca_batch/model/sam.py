@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor, nn
-from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import (
     SamMaskDecoder,
     SamPositionalEmbedding,
@@ -19,13 +20,9 @@ from transformers.models.sam.modeling_sam import (
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
 __all__ = [
-    "MaskDecoder",
-    "encode_prompts",
-    "high_res_of",
-    "pack_cells",
-    "position_grid",
-    "with_high_res",
-]
+    "MaskDecoder", "Prompts", "encode_prompts", "high_res_of", "pack_cells",
+    "position_grid", "with_high_res",
+]  # fmt: skip
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
@@ -40,9 +37,6 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     They are packed into the cells of the grid (`pack_cells`), D / 4 channels at twice the grid's
     resolution, then D / 8 at four times.
     """
-
-    def __init__(self, config: SamMaskDecoderConfig) -> None:
-        super().__init__(config)
 
     def fuse(
         self,
@@ -118,7 +112,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
 
 
 def high_res_of(embedding_BEHW: Tensor, width: int) -> Tensor | None:
-    """What an embedding carries behind its first `width` channels, by cell: (B, N, 3 D)."""
+    """Features behind the first `width` channels of an embedding, by cell: (B, N, 3 D)."""
     if embedding_BEHW.shape[1] == width:
         return None
     return embedding_BEHW[:, width:].flatten(2).transpose(1, 2)
@@ -145,7 +139,7 @@ def pack_cells(maps_BCYX: Tensor, doublings: int) -> Tensor:
 
 
 def _unpacked(packed_RNF: Tensor, side: int, doublings: int) -> Tensor:
-    """What `pack_cells` packed, as maps (R, C, side * 2^d, side * 2^d)."""
+    """Features that `pack_cells` packed, as maps (R, C, side * 2^d, side * 2^d)."""
     maps = packed_RNF.transpose(1, 2).reshape(packed_RNF.shape[0], -1, side, side)
     for step in range(doublings):
         cells = side * 2**step
@@ -154,23 +148,29 @@ def _unpacked(packed_RNF: Tensor, side: int, doublings: int) -> Tensor:
     return maps
 
 
-def encode_prompts(
-    encoder: SamPromptEncoder,
-    *,
-    boxes_R4: Tensor | None = None,
-    points_RP2: Tensor | None = None,
-    labels_RP: Tensor | None = None,
-    masks_R1HW: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Encodes one prompt per region: points, a box, or both (points first), and a low-res mask.
+class Prompts(TypedDict, total=False):
+    """One prompt per region: points, a box, or both, and a low-res mask; all have the same kinds.
 
-    Coordinates are pixels of the model's square frame. They stay in the dtype they come in until
-    they are normalised, float64 in the reference. Labels: 1 on, 0 off, -1 no point, -10 nothing.
-    Prompts of one batch have the same number of tokens; SAM attends to padding.
+    Boxes are x0, y0, x1, y1. Coordinates are pixels of the model's square frame. They stay in the
+    dtype they come in until they are normalised, float64 in the reference. Labels: 1 on, 0 off, -1
+    no point, -10 nothing; without labels, points are on. Masks are logits (R, 1, 4H, 4W). Prompts
+    of one batch have the same number of tokens; SAM attends to padding.
+    """
+
+    boxes_R4: Tensor | None
+    points_RP2: Tensor | None
+    labels_RP: Tensor | None
+    masks_R1HW: Tensor | None
+
+
+def encode_prompts(encoder: SamPromptEncoder, **prompts: Unpack[Prompts]) -> tuple[Tensor, Tensor]:
+    """Encodes the prompts of some regions, the points of each first.
 
     Returns:
         sparse (R, S, D) and dense (R or 1, D, H, W).
     """
+    points_RP2, labels_RP = prompts.get("points_RP2"), prompts.get("labels_RP")
+    boxes_R4, masks_R1HW = prompts.get("boxes_R4"), prompts.get("masks_R1HW")
     if labels_RP is None and points_RP2 is not None:
         labels_RP = torch.ones(points_RP2.shape[:2], dtype=torch.long, device=points_RP2.device)
     sparse, dense = encoder(

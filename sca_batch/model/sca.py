@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sca_batch.model.mixer import TextFeatureMixer
 from sca_batch.model.pyramid import PyramidEncoder
 from sca_batch.model.sam import (
     MaskDecoder,
+    Prompts,
     encode_prompts,
     high_res_of,
     position_grid,
@@ -38,7 +39,7 @@ Engine = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True)
 class RegionQueries:
-    """What SAM and the mixer say about some regions.
+    """Answers of SAM and the mixer about some regions.
 
     `queries` (R, C, Q, D) are the mixed caption queries; `iou` (R, M) is SAM's estimate per mask
     and `masks` (R, M, 4H, 4W) are low-res logits, where asked for: index 0 is the single mask,
@@ -91,27 +92,18 @@ class PromptableSam(nn.Module):
         embedding_BDHW: Tensor,
         *,
         image_R: Tensor | None = None,
-        boxes_R4: Tensor | None = None,
-        points_RP2: Tensor | None = None,
-        labels_RP: Tensor | None = None,
-        masks_R1HW: Tensor | None = None,
+        **prompts: Unpack[Prompts],
     ) -> tuple[Tensor, Tensor]:
         """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, D).
 
-        `image_R` says which image each region is of, int64; without it there is one image. See
-        `encode_prompts` for the prompts.
+        `image_R` says which image each region is of, int64; without it there is one image.
         """
         with self.autocast():
-            sparse_RSD, dense = encode_prompts(
-                self.prompt_encoder,
-                boxes_R4=boxes_R4,
-                points_RP2=points_RP2,
-                labels_RP=labels_RP,
-                masks_R1HW=masks_R1HW,
-            )
+            sparse_RSD, dense = encode_prompts(self.prompt_encoder, **prompts)
             engine = self.engines.get("decoder")
+            has_masks = prompts.get("masks_R1HW") is not None
             # The graph is that of prompts without low-res masks on one shared image.
-            if engine is not None and len(embedding_BDHW) == 1 and masks_R1HW is None:
+            if engine is not None and len(embedding_BDHW) == 1 and not has_masks:
                 tokens_RTD, features_RND = engine(embedding_BDHW, sparse_RSD.float())
                 return tokens_RTD, features_RND
             if image_R is not None and len(embedding_BDHW) > 1:
@@ -181,12 +173,13 @@ class ScaModel(PromptableSam):
         self.language_model = build_language_model(config.text)
 
     def trainable_modules(self) -> dict[str, nn.Module]:
-        """What the paper trains; SAM and the language model stay frozen.
+        """The modules that the paper trains; SAM and the language model stay frozen.
 
         Behind a timm backbone there is a neck of SCA's own.
         """
-        has_neck = isinstance(self.vision_encoder, TimmEncoder)
-        neck = {"neck": self.vision_encoder.projector} if has_neck else {}
+        neck: dict[str, nn.Module] = {}
+        if isinstance(self.vision_encoder, TimmEncoder):
+            neck = {"neck": self.vision_encoder.projector}
         return {
             **neck,
             "mixer": self.mixer,
@@ -206,38 +199,19 @@ class ScaModel(PromptableSam):
         embedding_BDHW: Tensor,
         *,
         image_R: Tensor | None = None,
-        boxes_R4: Tensor | None = None,
-        points_RP2: Tensor | None = None,
-        labels_RP: Tensor | None = None,
-        masks_R1HW: Tensor | None = None,
         with_masks: bool = False,
+        **prompts: Unpack[Prompts],
     ) -> RegionQueries:
-        """Caption queries of some regions, and SAM's masks and IoU with them.
-
-        Prompts are boxes (R, 4) as x0, y0, x1, y1, points (R, P, 2) with labels (R, P), both, and
-        low-res mask logits (R, 1, 4H, 4W); all regions of one call have the same kinds.
-        """
+        """Caption queries of some regions, and SAM's masks and IoU with them."""
         engine = self.engines.get("mixer")
-        if engine is not None and masks_R1HW is None and not with_masks:
+        if engine is not None and prompts.get("masks_R1HW") is None and not with_masks:
             with self.autocast():
-                sparse_RSD, _ = encode_prompts(
-                    self.prompt_encoder,
-                    boxes_R4=boxes_R4,
-                    points_RP2=points_RP2,
-                    labels_RP=labels_RP,
-                )
+                sparse_RSD, _ = encode_prompts(self.prompt_encoder, **prompts)
             if image_R is None:
                 image_R = torch.zeros(len(sparse_RSD), dtype=torch.long, device=self.device)
             queries_RQD, iou_RM = engine(embedding_BDHW, sparse_RSD.float(), image_R)
             return RegionQueries(queries=self._by_head(queries_RQD), iou=iou_RM)
-        tokens_RTD, features_RND = self.fuse_prompts(
-            embedding_BDHW,
-            image_R=image_R,
-            boxes_R4=boxes_R4,
-            points_RP2=points_RP2,
-            labels_RP=labels_RP,
-            masks_R1HW=masks_R1HW,
-        )
+        tokens_RTD, features_RND = self.fuse_prompts(embedding_BDHW, image_R=image_R, **prompts)
         return RegionQueries(
             queries=self.mix(tokens_RTD, features_RND),
             iou=self.predict_iou(tokens_RTD),
@@ -247,7 +221,7 @@ class ScaModel(PromptableSam):
         )
 
     def prefix(self, queries_RCQD: Tensor, tasks: str | Sequence[str] = "caption") -> Tensor:
-        """What the language model is shown, (R * C, K + Q, E): task tokens, then the queries.
+        """The language model's prefix, (R * C, K + Q, E): task tokens, then the queries.
 
         `tasks` is one task for all regions, or one per region.
         """
@@ -303,7 +277,7 @@ class ScaModel(PromptableSam):
         return torch.tensor([TASKS.index(name) for name in names], device=self.device)
 
 
-def build_image_encoder(config: ScaConfig) -> Any:
+def build_image_encoder(config: ScaConfig) -> PyramidEncoder | TimmEncoder | SamVisionEncoder:
     """SAM's image encoder, or one on the timm backbone that the configuration names."""
     if config.timm_levels:
         return PyramidEncoder(config)

@@ -1,4 +1,4 @@
-"""A timm backbone in the place of SAM's image encoder: the paper's ablation of encoders."""
+"""A timm backbone instead of SAM's image encoder: the paper's ablation of encoders."""
 
 # Shape letters:  B images   S pixels of the square input   C channels of the backbone
 #                 G cells of the backbone's grid   D, H, W image embedding
@@ -40,7 +40,7 @@ class TimmEncoder(nn.Module):
             )
 
     def features(self, pixels_B3SS: Tensor) -> Tensor:
-        """What the backbone sees, on its own grid, (B, C, G, G)."""
+        """Features of the backbone, on its own grid, (B, C, G, G)."""
         pixels = nn.functional.interpolate(pixels_B3SS, self.input_size)  # nearest
         frozen = not next(self.backbone.parameters()).requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -79,7 +79,7 @@ def pretrained_timm_state(name: str) -> dict[str, Tensor]:
     return {f"timm_vision_encoder.{key}": value for key, value in backbone.state_dict().items()}
 
 
-def create_timm(name: str, *, pretrained: bool, **settings: Any) -> Any:
+def create_timm(name: str, *, pretrained: bool, **settings: object) -> Any:  # timm's classes
     """A model of timm by its name.
 
     Raises:
@@ -88,7 +88,7 @@ def create_timm(name: str, *, pretrained: bool, **settings: Any) -> Any:
     try:
         import timm
     except ImportError:
-        raise MissingPackageError("timm", f"the image encoder {name}", "pip install timm") from None
+        raise MissingPackageError("timm", f"the image encoder {name}") from None
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
     except RuntimeError as error:  # what timm raises for a name it does not know

@@ -22,7 +22,7 @@ __all__ = ["absorbing_pays", "absorbed_two_way"]
 
 
 def absorbing_pays(transformer: SamTwoWayTransformer, num_tokens: int) -> bool:
-    """Whether the tokens' rows are fewer than the channels they replace."""
+    """True where the tokens' rows are fewer than the channels they replace."""
     attention = transformer.final_attn_token_to_image
     return bool(attention.num_attention_heads * num_tokens < attention.internal_dim)
 
@@ -33,7 +33,7 @@ def absorbed_two_way(
     image_RND: Tensor,
     position_1ND: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What `transformer` computes, to float rounding: tokens (R, T, D) and image tokens (R, N, D).
+    """The outputs of `transformer`, to float rounding: tokens (R, T, D) and image tokens (R, N, D).
 
     `image_RND` has one entry per region, or a single one that all regions share; then the first
     layer's products with it are not repeated.

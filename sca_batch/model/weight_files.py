@@ -1,6 +1,7 @@
 """Files of weights as they lie on disk: safetensors or pickles, single or in shards.
 
-Nothing here executes what it reads: safetensors, or torch's pickle with `weights_only`.
+Nothing here executes what it reads: safetensors, or torch's pickle with `weights_only`. torch is
+loaded where tensors are read: names and sizes of safetensors are told without it.
 """
 
 from __future__ import annotations
@@ -11,45 +12,34 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from sca_batch.errors import ScaError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
-    "listed",
-    "read_file_or_folder",
-    "read_json",
-    "read_weight_file",
-    "read_weights",
-    "stored_dtypes",
-    "weight_files",
-    "write_weights",
-]
+    "listed", "read_file_or_folder", "read_json", "read_weight_file", "read_weights",
+    "stored_tensors", "weight_files", "write_weights",
+]  # fmt: skip
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # What torch's unpickler raises on files that are cut off, are something else, or hold code.
 _BAD_PICKLE = (
-    pickle.UnpicklingError,
-    AssertionError,
-    EOFError,
-    MemoryError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    struct.error,
-)
+    pickle.UnpicklingError, AssertionError, AttributeError, EOFError, LookupError, MemoryError,
+    OSError, RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+# safetensors' names of dtypes, as torch spells them.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
@@ -58,6 +48,8 @@ def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
+    from safetensors.torch import save_file
+
     writing = folder / f".model-{os.getpid()}.safetensors"
     try:
         writing.touch()
@@ -100,13 +92,26 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def stored_dtypes(path: Path) -> dict[str, int]:
-    """Number of parameters of each dtype in one weight file, as they are on disk."""
-    counts: dict[str, int] = {}
-    for value in read_weight_file(path).values():  # mapped, so that nothing is read yet
-        name = str(value.dtype).removeprefix("torch.")
-        counts[name] = counts.get(name, 0) + value.numel()
-    return counts
+def stored_tensors(path: Path) -> dict[str, tuple[str, int]]:
+    """The dtype on disk and the number of values of each tensor of one weight file, by its name."""
+    if path.suffix != ".safetensors":
+        tensors = read_weight_file(path)  # mapped, so that nothing is read yet
+        return {n: (str(v.dtype).removeprefix("torch."), v.numel()) for n, v in tensors.items()}
+    with _opened(path, "numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: (_DTYPES.get(dtype := part.get_dtype(), dtype.lower()), prod(part.get_shape()))
+            for name, part in slices.items()
+        }
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:  # the library has no types
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise ScaError(f"{path}: not a safetensors file: {error}") from None
 
 
 def read_file_or_folder(path: Path) -> dict[str, Tensor]:
@@ -144,11 +149,10 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ScaError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ScaError(f"{path}: not a safetensors file: {error}") from None
+        with _opened(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    import torch
+
     try:
         with warnings.catch_warnings():
             # About a pickle of another protocol; either it can be read, or the error says so.
@@ -161,7 +165,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
             f"run): {reason}"
         ) from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ScaError(f"{path}: expected a state dict, a mapping from names to tensors")
     return state
 

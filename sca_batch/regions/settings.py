@@ -10,7 +10,7 @@ from sca_batch.errors import ScaError
 from sca_batch.options import check_options, option
 
 if TYPE_CHECKING:
-    from sca_batch.model.config import ScaConfig
+    from sca_batch.model.config import ConfigFile
 
 __all__ = ["AutomaticMaskSettings", "RegionLimits", "RegionSettings"]
 
@@ -56,7 +56,7 @@ class AutomaticMaskSettings:
     )
 
     @classmethod
-    def for_model(cls, config: ScaConfig, **options: float) -> AutomaticMaskSettings:
+    def for_model(cls, config: ConfigFile, **options: float) -> AutomaticMaskSettings:
         """These options, else what the model says of itself, else SAM's defaults.
 
         Raises:

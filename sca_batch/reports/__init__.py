@@ -1,1 +1,1 @@
-"""What people look at: functions of a finished dataset that never run a model."""
+"""Pictures and statistics: functions of a finished dataset that never run a model."""

@@ -34,11 +34,11 @@ def draw_regions(
     """
     order = sorted(range(len(regions)), key=lambda i: -int(regions[i]["area"]))
     canvas = rgb.astype(np.float32)
-    for place in order:
-        rle = regions[place]["segmentation"]
+    for index in order:
+        rle = regions[index]["segmentation"]
         if rle is not None:
             mask = rle_to_mask(rle)
-            colour = np.array(_colour(place), dtype=np.float32)
+            colour = np.array(_colour(index), dtype=np.float32)
             canvas[mask] = (1 - MASK_OPACITY) * canvas[mask] + MASK_OPACITY * colour
     factor = max(1.0, MIN_SIDE / max(rgb.shape[:2]))
     size = round(rgb.shape[1] * factor), round(rgb.shape[0] * factor)
@@ -52,17 +52,17 @@ def _outline(
 ) -> None:
     draw = ImageDraw.Draw(picture)
     font = _font(max(12, picture.height // 45))
-    for place in order:
-        colour = _colour(place)
-        rle = regions[place]["segmentation"]
+    for index in order:
+        colour = _colour(index)
+        rle = regions[index]["segmentation"]
         if rle is None:
-            x, y, w, h = (value * factor for value in regions[place]["bbox"])
+            x, y, w, h = (value * factor for value in regions[index]["bbox"])
             draw.rectangle((x, y, x + w, y + h), outline=colour, width=2)
         else:
             _trace(draw, rle, colour, factor)
-    for place in reversed(order):
-        x, y = (value * factor for value in _anchor(regions[place]))
-        _chip(draw, (x, y), str(place + 1), _colour(place), font)
+    for index in reversed(order):
+        x, y = (value * factor for value in _anchor(regions[index]))
+        _chip(draw, (x, y), str(index + 1), _colour(index), font)
 
 
 def _trace(
@@ -101,8 +101,8 @@ def _with_legend(picture: Image.Image, regions: Sequence[RegionRow], title: str)
     left, top = picture.width + 20, 16
     draw.text((left, top), title or f"{len(regions)} regions", fill=(90, 90, 90), font=small)
     top += 30
-    for place, (row, wrapped) in enumerate(zip(regions, lines, strict=True)):
-        _chip(draw, (left + 13, top + 10), str(place + 1), _colour(place), small)
+    for index, (row, wrapped) in enumerate(zip(regions, lines, strict=True)):
+        _chip(draw, (left + 13, top + 10), str(index + 1), _colour(index), small)
         for line in wrapped:
             draw.text((left + 36, top), line, fill=(20, 20, 20), font=font)
             top += 22
@@ -127,9 +127,9 @@ def _chip(
     draw.text(centre, text, fill=(255, 255, 255), font=font, anchor="mm")
 
 
-def _colour(place: int) -> tuple[int, int, int]:
+def _colour(index: int) -> tuple[int, int, int]:
     # Hues a golden angle apart stay distinct however many there are.
-    red, green, blue = colorsys.hls_to_rgb((place * 0.381966) % 1.0, 0.42, 0.75)
+    red, green, blue = colorsys.hls_to_rgb((index * 0.381966) % 1.0, 0.42, 0.75)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

@@ -1,4 +1,4 @@
-"""What a manifest or a dataset holds, counted while it streams by: the paper's Table 4 and more."""
+"""Counts of a manifest or a dataset while it streams by: the paper's Table 4 and more."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Statistics:
         )
 
     def paper_row(self) -> Table4Row | None:
-        """What the paper counted in the same data, if it did."""
+        """The paper's row of the same data, where it counted it."""
         source, split, protocol = self.origin or ("", "", "")
         counted = split == "train" and protocol in ("", "published")
         return PAPER_TABLE_4.get(source) if counted else None

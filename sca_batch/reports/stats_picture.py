@@ -146,9 +146,9 @@ def _frequent_words(axes: Axes, statistics: Statistics) -> None:
     labels = [
         word if word.isascii() else word.encode("ascii", "replace").decode() for word, _ in words
     ]
-    places = list(range(len(words)))
-    axes.barh(places, shares, color=BLUE, height=0.7)
-    axes.set_yticks(places, labels)
+    rows = range(len(words))
+    axes.barh(rows, shares, color=BLUE, height=0.7)
+    axes.set_yticks(rows, labels)
     axes.tick_params(axis="y", labelcolor=INK, labelsize=8.5)
     axes.invert_yaxis()
     axes.grid(axis="x", color=FAINT, linewidth=0.8)

@@ -107,10 +107,10 @@ class LocalRunner(Generic[C, R, S, A]):
         return len(self._slots)
 
     def start(self) -> None:
-        """Begins to start the first worker, and returns at once."""
-        first = next(slot for slot in self._slots if not slot.retired)
-        if first.process is None:
-            self._start(first)
+        """Begins to load what workers need, in the process that they are forked from."""
+        if isinstance(self._processes, ForkServerContext):
+            with signals_blocked():
+                start_fork_server(self._preload)
 
     def about(self) -> A:
         """The answer of the first worker that is ready.
@@ -119,7 +119,9 @@ class LocalRunner(Generic[C, R, S, A]):
             ScaError: when no worker can be made.
         """
         while self._answer is None:
-            self.start()
+            first = next(slot for slot in self._slots if not slot.retired)
+            if first.process is None:
+                self._start(first)
             self._listen(lambda event: None)
         return self._answer
 
@@ -169,8 +171,7 @@ class LocalRunner(Generic[C, R, S, A]):
             name=f"sca-worker-{slot.device}",
         )
         with signals_blocked(), main_module_hidden():
-            if self._processes.get_start_method() == "forkserver":
-                start_fork_server(self._preload)
+            self.start()
             slot.process.start()
         theirs.close()
         slot.connection, slot.crash = ours, None

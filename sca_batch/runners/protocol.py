@@ -139,7 +139,7 @@ class InlineRunner(Generic[C, R, S, A]):
         self._worker = None
 
     def start(self) -> None:
-        """Nothing to begin: the worker is made when it is asked for."""
+        """Begins nothing: the worker is made when it is asked for."""
 
     def _made(self) -> Worker[C, R, S, A]:
         if self._worker is None:

@@ -311,7 +311,7 @@ def require_package(scheme: str) -> None:
     try:
         __import__(package)
     except ImportError:
-        raise MissingPackageError(package, f"{scheme}://", f"pip install {package}") from None
+        raise MissingPackageError(package, f"{scheme}://") from None
 
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:

@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import assemble, build_empty, published_name
+from sca_batch.model.checkpoint import assemble, build_empty
 from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
+from sca_batch.model.hub import fetch_part, quiet_libraries, tokenizer_folder
+from sca_batch.model.load import load_model
 from sca_batch.model.parts import read_parts
 from sca_batch.model.sca import ScaModel
 from sca_batch.model.timm_encoder import pretrained_timm_state
 from sca_batch.model.tokenizer import read_tokenizer, tokenizer_files
-from sca_batch.model.zoo import fetch_part, load_model, quiet_libraries, tokenizer_folder
+from sca_batch.model.weight_names import published_name
 from sca_batch.records import JsonObject
 from sca_batch.storage.atomic import writing
 from sca_batch.train.recipes import CaptionRecipe
@@ -118,7 +120,7 @@ def _sam_sizes(sam: str) -> SamConfig:
     if sam not in _SAM_SIZES:
         raise ScaError(f"sam={sam}: no folder with a config.json; {_known(_SAM_SIZES)}")
     width, layers, heads, global_layers = _SAM_SIZES[sam]
-    vision = {
+    vision: JsonObject = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,

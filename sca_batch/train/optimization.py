@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sca_batch.errors import ScaError
-from sca_batch.model.checkpoint import published_name
 from sca_batch.model.sca import PromptableSam, ScaModel
+from sca_batch.model.weight_names import published_name
 
 __all__ = [
     "ParameterGroup",

@@ -31,7 +31,7 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Accelerator:
     try:
         from accelerate import Accelerator
     except ImportError:
-        raise MissingPackageError("accelerate", "training", "pip install 'sca[train]'") from None
+        raise MissingPackageError("accelerate", "training", "train") from None
     if settings.recipe.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ScaError("precision=fp16 needs a GPU; on a CPU: --set precision=no")
     for kind in ("DEEPSPEED", "MEGATRON_LM"):

@@ -90,9 +90,7 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise MissingPackageError(
-                "tensorboard", "--track tensorboard", "pip install 'sca[train]'"
-            ) from None
+            raise MissingPackageError("tensorboard", "--track tensorboard", "train") from None
         # Points at and after this step are of a run that was stopped, and are made again.
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 

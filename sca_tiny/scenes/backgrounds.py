@@ -150,9 +150,7 @@ def _photographs() -> tuple[tuple[NDArray[np.uint8], bool], ...]:
     try:
         from skimage import data
     except ImportError as error:
-        raise MissingPackageError(
-            "scikit-image", "Composing scenes", "pip install scikit-image"
-        ) from error
+        raise MissingPackageError("scikit-image", "Composing scenes") from error
     found = []
     for name, shows_a_concept in {
         "astronaut": True,

@@ -218,7 +218,7 @@ def test_draw_makes_a_picture_of_one_image(sca, shapes_images, tmp_path):
 def test_doctor_names_devices_and_packages(sca):
     from sca_batch.cli.doctor import examine
 
-    report = json.loads(sca("doctor", "--json", code=1 if examine()["problems"] else 0).stdout)
+    report = json.loads(sca("doctor", "--json", code=1 if examine().problems else 0).stdout)
     assert report["packages"]["torch"]
     assert any(device.startswith("cpu") for device in report["devices"])
 

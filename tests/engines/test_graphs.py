@@ -139,7 +139,7 @@ def convolutional(shapes_model):
 
 @pytest.fixture(scope="module")
 def behind_timm(golden):
-    pytest.importorskip("timm", reason="pip install 'sca[timm]'")
+    pytest.importorskip("timm", reason="pip install timm")
     from sca_batch.model.checkpoint import load_checkpoint
 
     return load_checkpoint(golden / "timm-box")
@@ -166,7 +166,7 @@ def test_any_encoder_is_exported_with_an_open_batch(encoder, request, tmp_path):
     for name, value in model.vision_encoder.named_buffers():
         assert torch.equal(value, batch_statistics[name])
     if encoder == "behind_timm":
-        pytest.importorskip("tensorrt_rtx", reason="pip install 'sca[trt-rtx]'")
+        pytest.importorskip("tensorrt_rtx", reason="pip install '.[trt-rtx]'")
         small = Recipe(backend="tensorrt-rtx", images=(1, 1, 2))
         build_plan("tensorrt-rtx", file, plan, profile_for(model, "encoder", small))
         assert plan.read_bytes()[:4] == b"vtrt"
@@ -175,7 +175,7 @@ def test_any_encoder_is_exported_with_an_open_batch(encoder, request, tmp_path):
 @pytest.fixture(scope="module")
 def with_high_res():
     """A small model on a pyramid whose embedding carries high-res features; random weights."""
-    pytest.importorskip("timm", reason="pip install 'sca[timm]'")
+    pytest.importorskip("timm", reason="pip install timm")
     from sca_batch.model.sca import ScaModel
     from sca_tiny.recipes import SamSizes
 

@@ -62,7 +62,7 @@ def test_a_plan_for_another_gpu_is_refused(plan_of, tmp_path):
 def test_a_plan_whose_library_is_missing_says_what_to_install(plan_of, tmp_path):
     path = plan_of(tmp_path)
     reason = reason_for(path, machine=Machine("cpu", {"openvino": None}))
-    assert "openvino is not installed. Install it: pip install 'sca[cpu]'" in reason
+    assert "openvino is not installed. Install it: pip install '.[cpu]'" in reason
 
 
 def test_other_bytes_are_used_on_trust_and_cut_off_ones_are_not(plan_of, tmp_path):

@@ -16,7 +16,7 @@ from sca_batch.engines.graphs import GRAPHS
 from sca_batch.engines.plans import read_plans
 from sca_batch.engines.recipes import Recipe, read_recipe
 
-pytest.importorskip("openvino", reason="pip install 'sca[cpu]'")
+pytest.importorskip("openvino", reason="pip install '.[cpu]'")
 
 SAMPLE = Path(__file__).parents[2] / "manifests/sample-regions.jsonl"
 # Where the best tokens are closer than kernels round, another caption is no mistake.
@@ -25,7 +25,7 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def tiny():
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     return load_model("sca-tiny", device="cpu")
 
@@ -88,7 +88,7 @@ def test_openvino_describes_the_sample_as_torch_does(plans, tmp_path, capfd):
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_tensorrt_rtx_builds_the_bundled_model(tiny, plans, tmp_path, graph):
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'sca[trt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="pip install '.[trt-rtx]'")
     from sca_batch.engines.tensorrt import build_plan, profile_for
 
     [onnx] = [path for path, facts in read_plans(plans) if facts.graph == graph]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def on_gpu(shapes_folder):
-    from sca_batch.model.zoo import load_model
+    from sca_batch.model.load import load_model
 
     return load_model(shapes_folder, device="cuda", dtype="float32")
 
@@ -33,7 +33,7 @@ def on_gpu(shapes_folder):
 def backend():
     """The flavour for this GPU, if it is installed."""
     flavour = tensorrt_flavour(this_machine(torch.device("cuda")))
-    pytest.importorskip(BACKENDS[flavour])
+    pytest.importorskip(BACKENDS[flavour][0])
     return flavour
 
 

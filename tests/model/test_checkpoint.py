@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from sca_batch.errors import ScaError
-from sca_batch.model import parts
 from sca_batch.model.checkpoint import (
     build_empty,
     load_checkpoint,
@@ -36,9 +35,16 @@ from sca_batch.model.checkpoint import (
     save_checkpoint,
     weights_digest,
 )
-from sca_batch.model.config import ScaConfig, config_from_dict, sam_config_from_dicts
+from sca_batch.model.config import (
+    ModelSizes,
+    ScaConfig,
+    config_from_dict,
+    read_sizes,
+    sam_config_from_dicts,
+)
 from sca_batch.model.parts import compose
-from sca_batch.model.weight_files import read_weights, stored_dtypes
+from sca_batch.model.weight_files import read_weights, stored_tensors, weight_files
+from sca_batch.model.weight_names import own_sam_name, published_counts
 
 POSITION = "shared_image_embedding.positional_embedding"
 POSITION_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -327,7 +333,8 @@ def test_half_precision_on_disk_is_loaded_as_float32(golden, tmp_path, dtype):
     model = load_checkpoint(golden / "gpt2-box")
     save_checkpoint(model, tmp_path, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    assert list(stored_dtypes(tmp_path / "model.safetensors")) == [name]
+    stored = stored_tensors(tmp_path / "model.safetensors").values()
+    assert {dtype for dtype, _ in stored} == {name}
     loaded = load_checkpoint(tmp_path)
     for name, value in published_state(loaded).items():
         assert value.dtype == torch.float32
@@ -618,7 +625,7 @@ def test_weights_of_segment_anything_compute_what_they_computed_there(golden):
     theirs = segment_anything_model(config)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    renamed = {parts.own_sam_name(name): value for name, value in theirs.state_dict().items()}
+    renamed = {own_sam_name(name): value for name, value in theirs.state_dict().items()}
     ours = SamModel(config).eval()
     ours.load_state_dict({POSITION: renamed[POSITION_TWIN], **renamed})
 
@@ -696,3 +703,18 @@ def test_another_file_of_segment_anything_is_refused(tmp_path):
 def test_read_weights_prefers_safetensors_to_a_pickle(folder):
     torch.save({"other": torch.zeros(1)}, folder / "pytorch_model.bin")
     assert "other" not in read_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2-box", "gpt2-heads2", "gpt2-points-labels", "llama-box", "timm-box", "anything"]
+)
+def test_parameters_are_counted_alike_in_files_and_in_the_model(golden, name):
+    model = load_checkpoint(golden / name)
+    sizes = {
+        key: size
+        for path in weight_files(golden / name)
+        for key, (_, size) in stored_tensors(path).items()
+    }
+    tied = read_sizes(golden / name).tied
+    assert published_counts(sizes, tied=tied) == parameter_counts(model)
+    assert read_sizes(golden / name) == ModelSizes.of(model.config.to_dict())

@@ -20,7 +20,7 @@ from segment_anything.modeling.common import LayerNorm2d
 
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import load_checkpoint
-from sca_batch.model.parts import own_sam_name
+from sca_batch.model.weight_names import own_sam_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

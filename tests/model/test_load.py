@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from sca_batch import load_model
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import published_state
-from sca_batch.model.zoo import MODELS, Composition, locate, resolve_device, resolve_dtype
+from sca_batch.model.hub import Composition, locate
+from sca_batch.model.load import resolve_device, resolve_dtype
+from sca_batch.model.names import MODELS
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -219,7 +221,7 @@ def hub(golden, tmp_path_factory):
 ASK = """
 import json, sys
 from sca_batch.errors import ScaError
-from sca_batch.model.zoo import load_model
+from sca_batch.model.load import load_model
 for name in sys.argv[1:]:
     try:
         model = load_model(name, device="cpu")
