@@ -39,14 +39,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sca_batch", "sca_batch.*"]),
-    package_data={
-        "sca_batch": [
-            "assets/**/*",
-            "train/scenes/*.json",
-            "train/scenes/*.md",
-            "train/scenes/*.txt",
-        ]
-    },
+    package_data={"sca_batch": ["assets/**/*"]},
     install_requires=[
         "click>=8.1",
         "fsspec>=2024.6",
