@@ -191,15 +191,22 @@ class _Listed:
     """Rows of the sources as they are now, on disk, and 40 bytes of each to compare it by."""
 
     def __init__(self, listed: Plan) -> None:
-        self.rows = Spool.of(
-            (batch.with_columns(*stat_columns(batch)) for batch in listed.batches()), LISTED
+        self.rows = Spool(LISTED)
+        none = np.zeros(0, np.uint64)
+        made_from, addresses, stats = [none], [none], [none]
+        for batch in listed.batches():
+            batch = batch.with_columns(*stat_columns(batch))
+            self.rows.add(batch)
+            made_from.append(_hash(batch, ("key", *MADE_FROM)))
+            addresses.append(_hash(batch, ADDRESS))
+            stats.append(_hash(batch, STATS))
+        self._made_from, self._addresses, self._stats = map(
+            np.concatenate, (made_from, addresses, stats)
         )
-        self._made_from = self._hashes(("key", *MADE_FROM), 0)
-        self._addresses = self._hashes(ADDRESS, 0)
-        self._stats = self._hashes(STATS, 0)
         # Keys are all different; with the right seed so are their hashes.
         for self._seed in count(1):
-            hashes = self._hashes(("key",), self._seed)
+            keys = (_hash(batch, ("key",), self._seed) for batch in self.rows.batches(["key"]))
+            hashes = np.concatenate([none, *keys])
             self._order = np.argsort(hashes)
             self._keys = hashes[self._order]
             if not len(hashes) or (self._keys[1:] != self._keys[:-1]).all():
@@ -214,9 +221,9 @@ class _Listed:
         self._seen[row[here]] = True
         return _Found(
             row,
-            here & (self._made_from[row] != _hash(block, ("key", *MADE_FROM), 0)),
-            here & (self._addresses[row] != _hash(block, ADDRESS, 0)),
-            here & (self._stats[row] != _hash(block, STATS, 0)),
+            here & (self._made_from[row] != _hash(block, ("key", *MADE_FROM))),
+            here & (self._addresses[row] != _hash(block, ADDRESS)),
+            here & (self._stats[row] != _hash(block, STATS)),
             block["gone"].to_numpy(),
         )
 
@@ -253,14 +260,8 @@ class _Listed:
     def new_are_named_by_number(self) -> bool:
         return all(_named_by_number(batch) for batch in self.new())
 
-    def _hashes(self, columns: tuple[str, ...], seed: int) -> npt.NDArray[np.uint64]:
-        batches = self.rows.batches(columns)
-        return np.concatenate(
-            [np.zeros(0, np.uint64), *(_hash(batch, columns, seed) for batch in batches)]
-        )
 
-
-def _hash(frame: pl.DataFrame, columns: tuple[str, ...], seed: int) -> npt.NDArray[np.uint64]:
+def _hash(frame: pl.DataFrame, columns: tuple[str, ...], seed: int = 0) -> npt.NDArray[np.uint64]:
     return frame.select(columns).hash_rows(seed).to_numpy()
 
 
