@@ -165,14 +165,15 @@ class LocalRunner(Generic[C, R, S, A]):
 
     def _start(self, slot: Slot) -> None:
         ours, theirs = self._processes.Pipe()
-        slot.process = self._processes.Process(
+        process = self._processes.Process(
             target=serve,
             args=(theirs, self.make_worker, slot.device, logging.getLogger().level),
             name=f"sca-worker-{slot.device}",
         )
         with signals_blocked(), main_module_hidden():
             self.start()
-            slot.process.start()
+            process.start()  # an interruption in here leaves no process that could be waited for
+        slot.process = process
         theirs.close()
         slot.connection, slot.crash = ours, None
         slot.ready = slot.warned = slot.timed_out = slot.overdue = slot.told_to_stop = False
