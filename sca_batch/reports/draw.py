@@ -5,13 +5,14 @@ from __future__ import annotations
 import colorsys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sca_batch.boxes import rle_to_mask
+from sca_batch.records import Rle
 
 __all__ = ["draw_regions"]
 
@@ -20,15 +21,26 @@ MIN_SIDE = 640  # small images are enlarged to this longest side, so that number
 LEGEND_WIDTH = 420
 
 
+class RegionRow(TypedDict):
+    """As much of a row of a dataset's `regions` column as is shown; `bbox` is XYWH, in pixels."""
+
+    bbox: Sequence[float]
+    area: float
+    segmentation: Rle | None
+    caption: str
+    caption_score: float
+    predicted_iou: float | None
+
+
 def draw_regions(
-    rgb: npt.NDArray[np.uint8], regions: Sequence[dict[str, Any]], *, title: str = ""
+    rgb: npt.NDArray[np.uint8], regions: Sequence[RegionRow], *, title: str = ""
 ) -> Image.Image:
     """Paints regions over the image and lists their captions at its right.
 
     Args:
         rgb: uint8 (H, W, 3), EXIF orientation applied.
-        regions: rows of a dataset's `regions` column; larger ones are painted first, so that
-            those inside them stay visible. Regions without a mask show their box.
+        regions: larger ones are painted first, so that those inside them stay visible. Regions
+            without a mask show their box.
         title: a line above the captions.
     """
     order = sorted(range(len(regions)), key=lambda i: -int(regions[i]["area"]))
@@ -47,24 +59,25 @@ def draw_regions(
 
 
 def _outline(
-    picture: Image.Image, regions: Sequence[dict[str, Any]], order: list[int], factor: float
+    picture: Image.Image, regions: Sequence[RegionRow], order: list[int], factor: float
 ) -> None:
     draw = ImageDraw.Draw(picture)
     font = _font(max(12, picture.height // 45))
     for index in order:
         colour = _colour(index)
-        if regions[index]["segmentation"] is None:
+        rle = regions[index]["segmentation"]
+        if rle is None:
             x, y, w, h = (value * factor for value in regions[index]["bbox"])
             draw.rectangle((x, y, x + w, y + h), outline=colour, width=2)
         else:
-            _trace(draw, regions[index]["segmentation"], colour, factor)
+            _trace(draw, rle, colour, factor)
     for index in reversed(order):
         x, y = (value * factor for value in _anchor(regions[index]))
         _chip(draw, (x, y), str(index + 1), _colour(index), font)
 
 
 def _trace(
-    draw: ImageDraw.ImageDraw, rle: dict[str, Any], colour: tuple[int, int, int], factor: float
+    draw: ImageDraw.ImageDraw, rle: Rle, colour: tuple[int, int, int], factor: float
 ) -> None:
     import cv2
 
@@ -76,7 +89,7 @@ def _trace(
             draw.line([*points, points[0]], fill=colour, width=2, joint="curve")
 
 
-def _anchor(region: dict[str, Any]) -> tuple[float, float]:
+def _anchor(region: RegionRow) -> tuple[float, float]:
     """A point inside the mask, far from its edge: where the number does not hide its outline."""
     x, y, w, h = region["bbox"]
     if region["segmentation"] is None:
@@ -89,9 +102,7 @@ def _anchor(region: dict[str, Any]) -> tuple[float, float]:
     return float(column) - 0.5, float(row) - 0.5
 
 
-def _with_legend(
-    picture: Image.Image, regions: Sequence[dict[str, Any]], title: str
-) -> Image.Image:
+def _with_legend(picture: Image.Image, regions: Sequence[RegionRow], title: str) -> Image.Image:
     font, small = _font(17), _font(13)
     lines = [textwrap.wrap(row["caption"] or "(no words)", 42) or [""] for row in regions]
     height = max(picture.height, 52 + sum(22 * len(wrapped) + 26 for wrapped in lines))
