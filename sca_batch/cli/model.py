@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -355,7 +355,7 @@ def _tolerance(text: str) -> tuple[str, float]:
         raise ScaError(f"--atol {text}: expected STAGE=X, say lm_logits=0.01") from None
 
 
-def _as_json(result: StageResult) -> dict[str, Any]:
+def _as_json(result: StageResult) -> dict[str, object]:
     error = result.max_error
     return {
         "stage": result.stage,
