@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sca_batch.cli.values import device_option
+from sca_batch.cli.values import OUT_FOLDER, device_option
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MODEL = click.option("--model", "name", default="sca-tiny", show_default=True,
 _FOLDER = click.option(
     "--engine-dir",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUT_FOLDER,
     envvar="SCA_ENGINE_DIR",
     default=Path("engines"),
     show_default=True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sca_batch.cli.datasets import DATASET_OR_FILE
-from sca_batch.cli.values import box_format_option
+from sca_batch.cli.values import OUT_FILE, aligned, box_format_option
 
 if TYPE_CHECKING:
     from sca_batch.manifests.values import BoxFormat
@@ -29,7 +29,7 @@ NO_VOCABULARY = "no vocabulary"
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option(
     "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUT_FILE,
     help="Also draw charts into this file, .png, .pdf or .svg.",
 )
 @click.option(
@@ -136,14 +136,7 @@ def _table_4(statistics: Statistics) -> list[str]:
     for entry in rows:
         numbers = [NO_VOCABULARY if n is None else f"{n:,}" for n in entry[2:]]
         cells.append([entry.data_set, entry.kind, *numbers])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells, text_columns=2)
 
 
 def _spread(values: dict[str, float] | None, *, percent: bool = False) -> str:

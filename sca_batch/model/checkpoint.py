@@ -26,6 +26,7 @@ from sca_batch.model.weight_names import (
     POSITION,
     POSITION_TWIN,
     own_name,
+    published_counts,
     published_name,
 )
 
@@ -90,18 +91,9 @@ def weights_digest(model: ScaModel) -> str:
 
 
 def parameter_counts(model: ScaModel) -> tuple[int, int]:
-    """All parameters and the trainable ones, counted as the published implementation does.
-
-    A tied head counts once; the position code is not one (a buffer there).
-    """
-    counted = {
-        parameter: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if name != POSITION
-    }
-    modules = model.trainable_modules().values()
-    trained = (parameter for module in modules for parameter in module.parameters())
-    return sum(counted.values()), sum(parameter.numel() for parameter in trained)
+    """All parameters and the trainable ones, as `published_counts` counts them."""
+    sizes = {name: value.numel() for name, value in published_state(model).items()}
+    return published_counts(sizes, tied=model.language_model.config.tie_word_embeddings)
 
 
 def build_empty(config: ScaConfig) -> ScaModel:
