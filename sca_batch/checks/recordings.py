@@ -40,7 +40,11 @@ class Recording:
     @property
     def id_sets(self) -> list[str]:
         """Names of the sets of generated ids: whole numbers, or only listed in info.json."""
-        names = {name for name in self.generated if _is_id_set(name, self.generated[name])}
+        names = {
+            name
+            for name, value in self.generated.items()
+            if name not in GENERATED and not value.is_floating_point() and value.ndim >= 2
+        }
         return sorted(names | self._listed_ids.keys())
 
     @property
@@ -222,10 +226,6 @@ def _tasks(recording: Recording, num_images: int, num_regions: int) -> list[str]
             f"{', '.join(TASKS)} for each of {num_images} images"
         )
     return [task for task in of_images for _ in range(num_regions)]
-
-
-def _is_id_set(name: str, value: Tensor) -> bool:
-    return name not in GENERATED and not value.is_floating_point() and value.ndim >= 2
 
 
 def _rows(values: object, where: str) -> list[list[int]]:

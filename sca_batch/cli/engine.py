@@ -121,20 +121,28 @@ def build(
 @click.option("--model", "name", help="Only this model's, and compared with its weights.")
 def list_plans(folder: Path, device: str, name: str | None) -> None:
     """List the plans of a folder, and for each whether it may be used here, or why not."""
+    from sca_batch.checks.engines import describe_error
     from sca_batch.engines.plans import read_plans, refusal, this_machine
-    from sca_batch.model.load import resolve_device
+    from sca_batch.model.checkpoint import weights_digest
+    from sca_batch.model.load import load_model, resolve_device
 
     plans = read_plans(folder) if folder.is_dir() else []
     if not plans:
         click.echo(f"No plans in {folder}. Build some: sca engine build", err=True)
         return
-    weights = _weights(name) if name else None
+    weights = None
+    if name:
+        weights = weights_digest(load_model(name, device="cpu", with_tokenizer=False))
     machine = this_machine(resolve_device(device))
     for path, facts in plans:
         if not isinstance(facts, str) and weights not in (None, facts.weights):
             continue
         reason = refusal(path, facts, machine, weights=weights)
-        click.echo(f"{path.name}" if isinstance(facts, str) else f"{path.name}  {_line(facts)}")
+        line = path.name
+        if not isinstance(facts, str):
+            ran = "" if facts.executed else " (its ONNX; not yet executed)"
+            line += f"  {facts.plan_bytes / 1e6:,.1f} MB, {describe_error(facts.error)}{ran}"
+        click.echo(line)
         click.echo(f"  {'usable here' if reason is None else f'NOT usable: {reason}'}")
 
 
@@ -308,17 +316,3 @@ def _usable(name: str, folder: Path, device: str) -> tuple[ScaModel, list[tuple[
             f"--model {name}"
         )
     return model, usable
-
-
-def _weights(name: str) -> str:
-    from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.load import load_model
-
-    return weights_digest(load_model(name, device="cpu", with_tokenizer=False))
-
-
-def _line(facts: PlanFacts) -> str:
-    from sca_batch.checks.engines import describe_error
-
-    ran = "" if facts.executed else " (its ONNX; not yet executed)"
-    return f"{facts.plan_bytes / 1e6:,.1f} MB, {describe_error(facts.error)}{ran}"

@@ -306,13 +306,12 @@ def _sizes(config: ConfigFile, sizes: ModelSizes, counts: tuple[int, int]) -> li
         ("parameters", f"{counts[0]:,}, of them {counts[1]:,} trainable"),
     ]
     if config.automatic_masks:
-        lines.append(("automatic masks", _as_options(config.automatic_masks)))
+        # As `sca caption` spells them.
+        given = (
+            f"--{n.replace('_', '-')} {value:g}" for n, value in config.automatic_masks.items()
+        )
+        lines.append(("automatic masks", " ".join(given)))
     return lines
-
-
-def _as_options(values: dict[str, float]) -> str:
-    """Defaults of the model as `sca caption` spells them."""
-    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
 
 
 def _shown_name(checkpoint: str) -> str:

@@ -94,10 +94,11 @@ def stats(
 
 
 def _lines(statistics: Statistics, words_shown: int) -> list[str]:
-    from sca_batch.reports.stats import SCORE_STEPS, spread
+    from sca_batch.reports.stats import BOX_SIZES, SCORE_STEPS, spread
 
     total = statistics.vocabulary.total()
     frequent = statistics.frequent_words(words_shown)
+    sizes = (f"{statistics.box_sizes[name]:,} {name}" for name in BOX_SIZES)
     facts = [
         ("words per sentence", _spread(spread(statistics.sentence_words))),
         ("sentences per region", _spread(spread(statistics.sentences_per_region))),
@@ -106,7 +107,7 @@ def _lines(statistics: Statistics, words_shown: int) -> list[str]:
         ("boxes per image", _spread(spread(statistics.boxes_per_image))),
         ("box side, pixels", _spread(spread(statistics.box_sides))),
         ("box share of image", _spread(spread(statistics.box_shares, 1000), percent=True)),
-        ("box sizes", ", ".join(_box_sizes(statistics)) if statistics.box_sides else ""),
+        ("box sizes", ", ".join(sizes) if statistics.box_sides else ""),
         ("status", ", ".join(f"{n:,} {name}" for name, n in statistics.status.most_common())),
         (
             "failed because",
@@ -119,12 +120,6 @@ def _lines(statistics: Statistics, words_shown: int) -> list[str]:
     ]
     lines = [f"{name:<22}{text}" for name, text in facts if text]
     return [*_table_4(statistics), "", *lines, *_notes(statistics.tokenizer)]
-
-
-def _box_sizes(statistics: Statistics) -> list[str]:
-    from sca_batch.reports.stats import BOX_SIZES
-
-    return [f"{statistics.box_sizes[name]:,} {name}" for name in BOX_SIZES]
 
 
 def _table_4(statistics: Statistics) -> list[str]:

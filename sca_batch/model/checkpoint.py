@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -141,7 +141,8 @@ def assemble(
     restore_buffers(model.language_model, torch.device("cpu"))
     if isinstance(model.vision_encoder, TimmEncoder):
         model.vision_encoder.restore_buffers()
-    left = [name for name, value in _tensors(model) if value.is_meta]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, value in tensors if value.is_meta]
     assert not left, f"left on the meta device: {left}"
     model.tokenizer = tokenizer
     return model.requires_grad_(False).eval()
@@ -176,8 +177,3 @@ def _is_untied(state: Mapping[str, Tensor], config: ScaConfig) -> bool:
 def _described(value: Tensor) -> str:
     dtype = "" if value.is_floating_point() else f" of {value.dtype}".replace("torch.", "")
     return f"{tuple(value.shape)}{dtype}"
-
-
-def _tensors(model: ScaModel) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
