@@ -93,6 +93,7 @@ setup(
             "mypy>=1.14",
             "pycocoevalcap>=1.2",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "resvg-py>=0.2",
             "ruff>=0.9",
             "scikit-image>=0.25",

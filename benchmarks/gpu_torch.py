@@ -20,6 +20,7 @@ import torch
 
 from sca_batch.model.sca import ScaModel
 from sca_batch.train.initial import sizes_before_training
+from sca_batch.train.recipes import CaptionRecipe
 
 SAMS = {
     "vit-b": "facebook/sam-vit-base",
@@ -55,9 +56,7 @@ def main() -> None:
 
 def random_model(sam: str, device: torch.device) -> ScaModel:
     """SCA of these sizes, drawn on the device."""
-    config = sizes_before_training(
-        sam, "gpt2-large", mixer_layers=12, caption_tokens=8, task_tokens=6
-    )
+    config = sizes_before_training(CaptionRecipe("benchmark", sam=sam))
     torch.manual_seed(0)
     with device:
         model = ScaModel(config)

@@ -41,15 +41,15 @@ def say(what):
 """
 PLAN = """
 from sca_batch.plan.sources import plan_sources
-from sca_batch.plan.run_plan import cut_frames, write_cut_plan
+from sca_batch.plan.run_plan import run_plan_frames, write_run_plan
 from sca_batch.job.update import update_plan
 print(f"libraries alone: {loaded:,} MiB")
 def listed():
-    return plan_sources([sys.argv[2]], is_image=lambda path: True)
+    return plan_sources([sys.argv[2]])
 plan = listed()
 say("listed")
 out = Path(sys.argv[3])
-write_cut_plan(cut_frames(plan, 64), out, plan.digest)
+write_run_plan(run_plan_frames(plan, 64), out)
 say("planned")
 if sys.argv[4] == "update":
     del plan

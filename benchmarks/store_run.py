@@ -28,8 +28,8 @@ def main() -> None:
     from sca_batch.images.decode import read_image
     from sca_batch.job.caption import caption_corpus
     from sca_batch.job.events import ImageDone
-    from sca_batch.job.run import locked
     from sca_batch.plan.sources import plan_sources
+    from sca_batch.storage.lock import locked
     from sca_batch.storage.stores import any_path
 
     place = any_path(sys.argv[1])
@@ -63,7 +63,7 @@ def main() -> None:
     run(folder / "local")
     assert list(iter_rows(out)) == list(iter_rows(folder / "local"))
     print("stopped, resumed, whole, and the same rows as in a folder")
-    plan = plan_sources([f"{sys.argv[1]}/images"], is_image=lambda path: True)
+    plan = plan_sources([f"{sys.argv[1]}/images"])
     (batch,) = plan.batches()
     assert len(plan) == 4
     print(f"listed with {batch['etag'].count()} etags; read {read_image(batch['uri'][1]).size_hw}")

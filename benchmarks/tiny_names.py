@@ -1,11 +1,11 @@
-"""What a frozen SAM's image embedding knows of names: a linear probe, for the bundled model's card.
+"""Names that a frozen SAM's image embedding knows: a linear probe, for the bundled model's card.
 
     python benchmarks/tiny_names.py --sam runs/names/sam/model --sam runs/masks/model
 
 Each SAM stays as it is. Its embedding is averaged inside the visible mask of every object of some
 training scenes, a linear classifier of all concepts is fitted to these averages, and the share of
-right names is counted on new compositions. `sca train tiny-sam --set label_weight=0 --set
-naming_steps=0` makes a SAM that was never told a name.
+right names is counted on new compositions. `python -m sca_tiny train tiny-sam
+--set label_weight=0 --set naming_steps=0` makes a SAM that was never told a name.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from sca_batch.boxes import is_box
@@ -19,10 +20,10 @@ from sca_batch.captioners.settings import CaptionSettings
 from sca_batch.errors import ScaError
 from sca_batch.images.decode import DecodedImage, read_image
 from sca_batch.images.pixels import to_rgb
+from sca_batch.job.request import BatchingSettings
 from sca_batch.model.load import load_model
 from sca_batch.model.sca import ScaModel
 from sca_batch.pipeline.pipeline import Pipeline
-from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import ImageRecord, ImageRef, Prompt
 from sca_batch.regions.settings import AutomaticMaskSettings, RegionSettings
 
@@ -74,7 +75,10 @@ def caption(
     regions = RegionSettings(
         automatic=automatic or AutomaticMaskSettings.for_model(loaded.config),
     )
-    pipeline = Pipeline(loaded, ScaCaptioner(loaded, settings), regions, BatchSettings())
+    batches = BatchingSettings().on(
+        cpu=loaded.device.type == "cpu", threads=torch.get_num_threads()
+    )
+    pipeline = Pipeline(loaded, ScaCaptioner(loaded, settings), regions, batches)
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
     ref = ImageRef(
         image_id=1,
@@ -109,12 +113,33 @@ def _prompts(boxes: Boxes | None, points: Points | None) -> tuple[Prompt, ...] |
     if boxes is None and points is None:
         return None
     prompts = []
-    for i, box in enumerate([] if boxes is None else np.asarray(boxes, dtype=float).tolist()):
+    for i, box in enumerate([] if boxes is None else _rows(boxes, "boxes", 4)):
         if not is_box(box) or box[2] < box[0] or box[3] < box[1]:
             raise ScaError(f"boxes[{i}] is {box}; expected x0, y0, x1, y1 in pixels")
-        prompts.append(Prompt(box_xyxy=tuple(box)))
-    for i, point in enumerate([] if points is None else np.asarray(points, dtype=float).tolist()):
-        if len(point) != 2 or not np.isfinite(point).all():
+        prompts.append(Prompt(box_xyxy=(box[0], box[1], box[2], box[3])))
+    for i, point in enumerate([] if points is None else _rows(points, "points", 2)):
+        if not np.isfinite(point).all():
             raise ScaError(f"points[{i}] is {point}; expected x, y in pixels")
         prompts.append(Prompt(points_xy=((point[0], point[1]),), labels=(1,)))
     return tuple(prompts)
+
+
+def _rows(values: Boxes | Points, name: str, length: int) -> list[list[float]]:
+    """A table of numbers as lists; one row alone is a table of one.
+
+    Raises:
+        ScaError: for anything that is no such table.
+    """
+    expected = "x0, y0, x1, y1" if length == 4 else "x, y"
+    try:
+        table = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        table = np.zeros(())
+    if table.shape == (length,):
+        table = table[None]
+    if table.size == 0 and table.ndim:
+        return []
+    if table.ndim != 2 or table.shape[1] != length:
+        raise ScaError(f"{name} are {values!r}; expected [{expected}] in pixels for each region")
+    rows: list[list[float]] = table.tolist()
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sca_batch.records import BoxXYXY, Rle
 
 __all__ = [
     "box_iou",
+    "box_tuple",
     "is_box",
     "clip_xyxy",
     "mask_to_rle",
@@ -118,11 +119,21 @@ def rle_box_xyxy(rle: Rle) -> BoxXYXY:
     return x, y, x + w, y + h
 
 
-def is_box(values: Sequence[Any]) -> bool:
+def box_tuple(values: Iterable[float]) -> BoxXYXY:
+    """Four numbers as a box."""
+    x0, y0, x1, y1 = map(float, values)
+    return x0, y0, x1, y1
+
+
+def is_box(values: Sequence[object]) -> bool:
     """True for four finite numbers."""
-    return len(values) == 4 and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
+    try:
+        return len(values) == 4 and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            for v in values
+        )
+    except OverflowError:  # an integer too long for a float
+        return False
 
 
 def _with_bytes(rle: Rle) -> dict[str, Any]:

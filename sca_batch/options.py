@@ -16,13 +16,13 @@ from sca_batch.errors import ScaError
 
 __all__ = [
     "Option", "OptionField", "check_options", "option", "option_fields", "option_values",
-    "with_options",
+    "replace_fields", "with_options",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 # Forms of a value that its type does not tell; `sca_batch.cli.options` reads them as typed.
-Form = Literal["duration", "failures", "names", "codes"]
+Form = Literal["duration", "failures", "names", "codes", "repeated"]
 
 
 class Told(TypedDict, total=False):
@@ -110,13 +110,15 @@ def option_fields(
             union = typing.get_origin(kind) in (types.UnionType, typing.Union)
             parts = typing.get_args(kind) if union else (kind,)
             bare = next(part for part in parts if part is not type(None))
-            is_choice = typing.get_origin(bare) is Literal
+            kind = typing.get_origin(bare) or bare
+            item = typing.get_args(bare)[0] if kind is tuple else bare
+            is_choice = typing.get_origin(item) is Literal
             yield OptionField(
                 path,
                 field.name,
                 field.default,
-                str if is_choice else typing.get_origin(bare) or bare,
-                typing.get_args(bare) if is_choice else (),
+                str if kind is Literal else kind,
+                typing.get_args(item) if is_choice else (),
                 type(None) in parts,
                 option.group or group,
                 option,
@@ -141,15 +143,22 @@ def with_options(settings: T, values: Mapping[str, object]) -> T:
         if found.name in values:
             value = _converted(values[found.name], found.kind)
             changed.setdefault(found.owner, {})[found.field] = value
-    return _with(settings, (), changed)
+    return replace_fields(settings, changed)
 
 
-def _with(part: T, path: tuple[str, ...], changed: dict[tuple[str, ...], dict[str, object]]) -> T:
+def replace_fields(
+    part: T, changed: Mapping[tuple[str, ...], Mapping[str, object]], path: tuple[str, ...] = ()
+) -> T:
+    """The dataclass with fields replaced at any depth, those of one part at once.
+
+    `changed` has the fields of each part by the names that lead to it; `path` leads to `part`.
+    """
     fields = dict(changed.get(path, {}))
     deeper = {
         key[len(path)] for key in changed if len(key) > len(path) and key[: len(path)] == path
     }
-    fields |= {name: _with(getattr(part, name), (*path, name), changed) for name in deeper}
+    for name in deeper:
+        fields[name] = replace_fields(getattr(part, name), changed, (*path, name))
     return dataclasses.replace(part, **fields) if fields else part  # type: ignore[type-var]
 
 
@@ -179,12 +188,15 @@ def check_options(settings: object) -> None:
         if found.owner:
             continue
         value = getattr(settings, found.field)
-        if (value is None and found.optional) or found.kind not in _NAMES:
+        if value is None and found.optional:
             continue
         if found.choices:
-            if value not in found.choices:
-                raise ScaError(f"{found.flag} {value!r}: expected {', '.join(found.choices)}")
-        elif not _fits(value, found.kind, found.option.least, found.option.most):
+            for item in value if isinstance(value, tuple) else (value,):
+                if item not in found.choices:
+                    raise ScaError(f"{found.flag} {item!r}: expected {', '.join(found.choices)}")
+        elif found.kind in _NAMES and not _fits(
+            value, found.kind, found.option.least, found.option.most
+        ):
             raise ScaError(f"{found.flag} is {value}; expected {_expected(found)}")
 
 

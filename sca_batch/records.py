@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 __all__ = [
     "BoxXYXY",
@@ -30,9 +30,15 @@ __all__ = [
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 JsonObject = dict[str, Json]
 BoxXYXY = tuple[float, float, float, float]
-Rle = dict[str, Any]
 PromptType = Literal["grid_point", "box", "points", "mask"]
 Status = Literal["ok", "empty", "failed"]
+
+
+class Rle(TypedDict):
+    """A mask as compressed COCO RLE: [height, width], and run lengths column by column."""
+
+    size: list[int]
+    counts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class ImageRef:
     uri: str
     file_name: str
     prompts: tuple[Prompt, ...] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

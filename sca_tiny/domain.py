@@ -1,4 +1,4 @@
-"""How unsure a model is of its own domain: the bound that tells other images from it."""
+"""The certainty of a model in its own domain: the bound that tells other images from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bundled model's stages train and cost, before anything is fetched or composed."""
+"""The sizes and costs of the bundled model's stages, before anything is fetched or composed."""
 
 from __future__ import annotations
 

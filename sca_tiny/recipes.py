@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 from sca_batch.model.config import ScaConfig, config_from_dict
-from sca_batch.train.caption_recipes import CaptionRecipe, DataPart
+from sca_batch.options import replace_fields
+from sca_batch.records import JsonObject
+from sca_batch.train.recipes import CaptionRecipe, DataPart
 
 __all__ = [
-    "TINY",
-    "TINY_RECIPES",
-    "LanguageRecipe",
-    "LanguageSizes",
-    "ReadingRecipe",
-    "SamRecipe",
-    "SamSizes",
-    "SceneCaptionRecipe",
-    "Stage",
-    "TinyRecipe",
-]
+    "TINY", "TINY_RECIPES", "LanguageRecipe", "LanguageSizes", "ReadingRecipe", "SamRecipe",
+    "SamSizes", "SceneCaptionRecipe", "Stage", "TinyRecipe", "with_workers",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +34,7 @@ class SamSizes:
 
         A SAM alone needs no mixer and no language model: their sizes are the smallest ones.
         """
-        raw: dict[str, Any] = {
+        raw: JsonObject = {
             "architectures": ["ScaTimmPyramidModel"],
             "timm_vision_name": self.backbone,
             "timm_levels": list(self.levels),
@@ -214,7 +207,7 @@ class ReadingRecipe:
     steps: int = 1_000
     objects_per_step: int = 96
     objects_per_device: int = 96
-    simple_phrases: float = 0.6  # places and neighbours cannot be read out of one object
+    simple_phrases: float = 0.6  # positions and neighbours cannot be read out of one object
     recognition_share: float = 0.1
     lr: float = 1e-3
     warmup_steps: int = 50
@@ -305,5 +298,13 @@ class TinyRecipe:
 
 
 TINY = TinyRecipe()
-AnyTinyRecipe = TinyRecipe | Stage
-TINY_RECIPES: dict[str, AnyTinyRecipe] = {recipe.name: recipe for recipe in (TINY, *TINY.stages)}
+TINY_RECIPES: dict[str, TinyRecipe | Stage] = {
+    recipe.name: recipe for recipe in (TINY, *TINY.stages)
+}
+
+
+def with_workers(recipe: TinyRecipe | Stage, workers: int) -> TinyRecipe | Stage:
+    """The recipe, or each of its stages, with this number of processes that make batches."""
+    whole = isinstance(recipe, TinyRecipe)
+    stages = [(f.name,) for f in fields(recipe) if f.name != "name"] if whole else [()]
+    return replace_fields(recipe, {stage: {"workers": workers} for stage in stages})

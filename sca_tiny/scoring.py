@@ -1,4 +1,4 @@
-"""How good a model is on composed scenes: masks against alpha, captions against names."""
+"""Scores of a model on composed scenes: masks against alpha, captions against names."""
 
 # Shape letters:  R regions of one image   M SAM's three masks   Y, X pixels of the scene
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sca_batch.boxes import to_model_frame
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.sca import PromptableSam, ScaModel
-from sca_tiny.scenes.art import Art, Concept
+from sca_tiny.scenes.art import Art
 from sca_tiny.scenes.compose import Scene
 from sca_tiny.scenes.phrases import caption_subject
+from sca_tiny.scenes.words import Concept
 
 __all__ = [
     "CaptionScore",
@@ -48,7 +49,7 @@ class MaskScore:
 
 @dataclass(frozen=True, slots=True)
 class CaptionScore:
-    """What a model says of one object, given its box."""
+    """The caption of one object, given its box."""
 
     concept: str
     style: str
@@ -126,7 +127,7 @@ def score_captions_of(
 
 
 def names_concept(caption: str, concept: Concept) -> bool:
-    """Whether the caption's subject has the concept's label or a synonym as whole words.
+    """True where the caption's subject has the concept's label or a synonym as whole words.
 
     What stands beside or behind the subject does not count, nor does a name inside the longer
     name of another concept: `a movie camera` is no camera.

@@ -1,63 +1,40 @@
-"""The bundled model, from a command's arguments to the loop: its stages, alone or in a row."""
+"""The stages of the bundled model, alone or in a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sca_batch.errors import ScaError
 from sca_batch.model.parts import load_sam
-from sca_batch.train.caption_task import run_settings
-from sca_batch.train.initial import initial_model
-from sca_batch.train.loop import Outcome, run_task
+from sca_batch.train.caption_task import caption_settings
+from sca_batch.train.initial import copy_tokenizer, initial_model, starting_model
+from sca_batch.train.loop import Outcome, RunOptions, run_task
 from sca_batch.train.processes import open_accelerator
-from sca_batch.train.start import copy_tokenizer, starting_model
 from sca_batch.train.task import Report, Task
 from sca_tiny.caption.task import SceneCaptionTask, mixer_from_decoder
 from sca_tiny.language.documents import read_corpus, train_tokenizer, write_corpus
 from sca_tiny.language.task import LanguageTask, language_settings
-from sca_tiny.reading.task import (
-    ReadingTask,
-    read_objects,
-    reading_settings,
-    write_objects,
-)
-from sca_tiny.recipes import (
-    LanguageRecipe,
-    ReadingRecipe,
-    SamRecipe,
-    Stage,
-    TinyRecipe,
-)
+from sca_tiny.reading.task import ReadingTask, read_objects, reading_settings, write_objects
+from sca_tiny.recipes import LanguageRecipe, ReadingRecipe, SamRecipe, Stage, TinyRecipe
 from sca_tiny.sam.task import SamTask, sam_settings
 from sca_tiny.scenes.art import TRAIN_STYLES, Art, load_art
 
-__all__ = ["StageOptions", "train_stage", "train_tiny"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["train_stage", "train_tiny"]
 
 
-@dataclass(frozen=True, slots=True)
-class StageOptions:
-    """What every stage is told; see `engine.run_task`."""
-
-    resume: bool
-    report: Report
-    trackers: Sequence[str] = ()
-    cpu: bool = False
-    should_stop: Callable[[], bool] | None = None
-    stop_after: int | None = None
-
-
-def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
+def train_tiny(recipe: TinyRecipe, out: Path, options: RunOptions) -> Outcome:
     """Trains the stages into `out/language`, `sam`, `edges`, `reading` and `caption`, in a row.
 
-    Each leaves its log, curves, checkpoints and model in its folder. With `options.resume` a stage
-    that has ended is left alone and the next one that has not goes on. The last one's model is
-    the bundled model.
+    Each leaves its log, curves, checkpoints and model in its folder. A run that is resumed leaves a
+    stage alone that has ended, and the next one goes on. The last one's model is the bundled one.
 
     Raises:
-        ScaError: as `engine.run_task` and `art.load_art` say.
+        ScaError: as `loop.run_task` and `art.load_art` say.
     """
     art = load_art(styles=TRAIN_STYLES)
     sam, language_model = str(out / "edges/model"), str(out / "language/model")
@@ -72,12 +49,14 @@ def train_tiny(recipe: TinyRecipe, out: Path, options: StageOptions) -> Outcome:
     outcome = Outcome(0, stopped=False)
     for number, stage in enumerate(stages, start=1):
         folder = out / stage.name.removeprefix("tiny-")
-        if options.resume and _is_done(folder):
+        if options.run.resume and _is_done(folder):
             options.report(f"Stage {number} of {len(stages)}, {stage.name}: done before")
             continue
         options.report(f"Stage {number} of {len(stages)}, {stage.name}, in {folder}")
-        resume = options.resume and folder.exists()
-        outcome = train_stage(stage, folder, replace(options, resume=resume), art=art)
+        resume = options.run.resume and folder.exists()
+        outcome = train_stage(
+            stage, folder, replace(options, run=replace(options.run, resume=resume)), art=art
+        )
         if not _is_done(folder):
             break
     return outcome
@@ -87,47 +66,34 @@ def _is_done(folder: Path) -> bool:
     return (folder / "model/config.json").is_file()
 
 
-def train_stage(
-    stage: Stage, out: Path, options: StageOptions, *, art: Art | None = None
-) -> Outcome:
+def train_stage(stage: Stage, out: Path, options: RunOptions, *, art: Art | None = None) -> Outcome:
     """Trains one stage into `out`, and leaves what it made in `out/model`."""
     art = art or load_art(styles=TRAIN_STYLES)
     task: Task
     if isinstance(stage, SamRecipe):
         settings = sam_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = SamTask(stage, art, report=options.report)
     elif isinstance(stage, LanguageRecipe):
         settings = language_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = _language_task(stage, out, art, options.report, accelerator)
     elif isinstance(stage, ReadingRecipe):
         settings = reading_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         task = _reading_task(stage, out, art, options.report, accelerator)
     else:
-        settings = run_settings(stage)
-        accelerator = open_accelerator(settings, cpu=options.cpu)
+        settings = caption_settings(stage)
+        accelerator = open_accelerator(settings, cpu=options.run.cpu)
         _refuse_missing(start=stage.start)
         model = starting_model(stage, out / "tokenizer", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         task = SceneCaptionTask(stage, model, art, tokenizer=out / "tokenizer")
-    return run_task(
-        task,
-        settings,
-        out,
-        accelerator=accelerator,
-        resume=options.resume,
-        report=options.report,
-        trackers=options.trackers,
-        config=asdict(stage),
-        should_stop=options.should_stop,
-        stop_after=options.stop_after,
-    )
+    return run_task(task, settings, out, options, accelerator)
 
 
 def _language_task(
-    recipe: LanguageRecipe, out: Path, art: Art, report: Report, accelerator: Any
+    recipe: LanguageRecipe, out: Path, art: Art, report: Report, accelerator: Accelerator
 ) -> LanguageTask:
     """The corpus and its tokenizer are made once, and kept beside the run."""
     corpus, tokenizer = out / "corpus.jsonl", out / "tokenizer"
@@ -142,7 +108,7 @@ def _language_task(
 
 
 def _reading_task(
-    recipe: ReadingRecipe, out: Path, art: Art, report: Report, accelerator: Any
+    recipe: ReadingRecipe, out: Path, art: Art, report: Report, accelerator: Accelerator
 ) -> ReadingTask:
     """Puts SAM, the language model and a new mixer together; objects are encoded once."""
     _refuse_missing(sam=recipe.sam, language_model=recipe.language_model)
@@ -154,14 +120,7 @@ def _reading_task(
             sam = load_sam(Path(recipe.sam)).to(accelerator.device)
             write_objects(sam, art, recipe, objects, report=report)
     accelerator.wait_for_everyone()
-    model = initial_model(
-        Path(recipe.sam),
-        Path(recipe.language_model),
-        mixer_layers=recipe.mixer_layers,
-        caption_tokens=recipe.caption_tokens,
-        task_tokens=recipe.task_tokens,
-        seed=recipe.seed,
-    )
+    model = initial_model(Path(recipe.sam), Path(recipe.language_model), recipe)
     mixer_from_decoder(model, recipe.seed)
     return ReadingTask(recipe, model, read_objects(objects), art, tokenizer)
 

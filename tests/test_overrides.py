@@ -4,7 +4,7 @@ import pytest
 
 from sca_batch.errors import ScaError
 from sca_batch.overrides import with_settings
-from sca_batch.train.caption_recipes import CAPTION_RECIPES, DataPart, check_recipe
+from sca_batch.train.recipes import CAPTION_RECIPES, DataPart, check_recipe
 from sca_tiny.recipes import TINY
 
 VG = CAPTION_RECIPES["vg"]

@@ -38,7 +38,7 @@ def test_a_request_has_these_fields():
             "workers", "image_timeout", "shard_timeout", "time_limit", "commit_every",
             "max_failures", "metrics_file", "start_method",
         ],
-        "existing": ["update", "verify_content", "retry_failed", "overwrite"],
+        "existing": ["update", "verify_content", "accept_vanished", "retry_failed", "overwrite"],
         "batching": ["shard_size", "encoder_batch", "caption_batch", "mask_memory"],
     }  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_a_listener_hears_these_events():
     assert told == {
         "SourcesUnlisted": ["error"],
         "EngineChosen": ["engine", "why"],
-        "SourcesChanged": ["new", "changed", "gone", "back", "unchanged", "followed"],
+        "SourcesChanged": ["new", "changed", "gone", "back", "unchanged", "followed", "unreadable"],
         "RetryingFailed": ["images"],
         "Planned": ["images"],
         "Resumed": ["images"],

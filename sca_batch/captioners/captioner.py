@@ -17,25 +17,26 @@ __all__ = ["Captioner", "EncodedImage"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImage:
-    """Pixels, uint8 (H, W, 3), and SAM's embedding of them, (1, D, h, w), if someone needs it."""
+    """An image of a batch: its size, and what its captioner needs of it.
 
-    rgb: UInt8Image
+    `embedding` is SAM's, (1, D, h, w); `rgb` the pixels, uint8 (H, W, 3).
+    """
+
+    size_hw: tuple[int, int]
     embedding: Tensor | None
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        return self.rgb.shape[0], self.rgb.shape[1]
+    rgb: UInt8Image | None = None
 
 
 class Captioner(Protocol):
     """Captions of a batch of images' regions, in their order, `at_once` regions in memory.
 
     The pipeline fills batches with regions from as many images as it takes, and asks for fewer at
-    once where memory runs out. A captioner whose `needs_embedding` is False gets images without
-    one where nobody else needs it; `needs_crop_embeddings` keeps that of the crop in which a
-    region was found with the region.
+    once where memory runs out. Images come without what a captioner does not need: `needs_pixels`
+    keeps them in memory until then, `needs_embedding` has images encoded, `needs_crop_embeddings`
+    keeps that of the crop in which a region was found with the region.
     """
 
+    needs_pixels: bool
     needs_embedding: bool
     needs_crop_embeddings: bool
 

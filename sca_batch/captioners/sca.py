@@ -28,6 +28,7 @@ __all__ = ["ScaCaptioner"]
 class ScaCaptioner:
     """One model and its settings. A batch is regions of whatever images they are."""
 
+    needs_pixels = False
     needs_embedding = True
 
     def __init__(self, model: ScaModel, settings: CaptionSettings) -> None:
@@ -35,6 +36,12 @@ class ScaCaptioner:
             raise ScaError(
                 "this model has no tokenizer; copy tokenizer.json (or GPT-2's vocab.json and "
                 "merges.txt, or OpenLLaMA's tokenizer.model) beside its weights"
+            )
+        most = model.config.most_new_tokens
+        if settings.max_new_tokens > most:
+            raise ScaError(
+                f"--max-new-tokens {settings.max_new_tokens} is more than this model's language "
+                f"model has positions for; expected at most {most}"
             )
         self.model = model
         self.tokenizer = model.tokenizer

@@ -19,7 +19,7 @@ from sca_batch.errors import ImageError, ScaError
 from sca_batch.images.decode import read_image
 from sca_batch.images.pixels import preprocess
 from sca_batch.plan.plan import plan_refs
-from sca_batch.plan.sources import has_image_suffix, plan_sources
+from sca_batch.plan.sources import plan_sources
 from sca_batch.records import ImageRef
 
 __all__ = ["Pictures", "read_pictures"]
@@ -73,7 +73,7 @@ def read_pictures(sources: Sequence[str], image_size: int) -> Pictures:
         ScaError: for a source that is missing, and for fewer than two images.
     """
     names = [str(source) for source in sources] or [str(_sample())]
-    plan = plan_sources(names, is_image=has_image_suffix)
+    plan = plan_sources(names)
     if len(plan) < 2:
         raise ScaError(
             f"{names[0]}: {len(plan)} images; int8 needs one to calibrate and one to compare, and "

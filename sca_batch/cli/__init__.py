@@ -14,7 +14,7 @@ from sca_batch.cli.logs import set_up_logging, tell
 from sca_batch.cli.stopping import Stop, stop_on_signals
 from sca_batch.errors import EXIT_BUG, EXIT_INTERRUPTED, ScaError
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "run_command"]
 
 # Each is in a file of its name, which is imported when it is chosen: `sca --help` answers without
 # torch, and a broken optional package stops only the command that needs it.
@@ -77,10 +77,15 @@ def cli(quiet: bool, verbose: bool, log_format: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line and exits with the code that its contract names."""
+    run_command(cli, "sca", args)
+
+
+def run_command(command: click.Command, name: str, args: list[str] | None = None) -> None:
+    """Runs a command line; errors become one line, and everything an exit code."""
     stop = Stop()
     try:
         with stop_on_signals() as stop:
-            code: object = cli.main(args=args, prog_name="sca", standalone_mode=False)
+            code: object = command.main(args=args, prog_name=name, standalone_mode=False)
     except ScaError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

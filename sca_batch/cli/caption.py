@@ -11,7 +11,7 @@ from sca_batch.cli.options import GroupedCommand, given_options, options_of
 from sca_batch.cli.progress import Progress, duration
 from sca_batch.cli.stopping import stop_on_signals
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
-from sca_batch.job.events import Event, Exporting, Planned
+from sca_batch.job.events import Event, Exporting, Planned, SourcesChanged
 from sca_batch.job.request import CaptionRequest
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ def _describe(preview: Preview) -> None:
     size = request.batching.shard_size
     given = plan.survey.with_regions if request.regions.source != "auto" else 0
     into = "lines" if preview.out is None else f"{preview.out}/"
+    if preview.changes is not None:
+        _describe_run(preview, preview.changes)
+        return
     click.echo(f"Would caption {len(plan):,} images with {request.model.model} into {into}")
     click.echo(f"  {-(-len(plan) // size):,} shards of {size} images")
     click.echo(f"  regions: given for {given:,} images, proposed for {len(plan) - given:,}")
@@ -111,6 +114,22 @@ def _describe(preview: Preview) -> None:
         click.echo(f"  {key}")
     if len(plan) > len(first):
         click.echo(f"  and {len(plan) - len(first):,} more")
+
+
+def _describe_run(preview: Preview, changes: SourcesChanged) -> None:
+    """What would be done of a run that is there."""
+    left = preview.planned - preview.done
+    click.echo(
+        f"{preview.out}/ holds a run over {preview.planned:,} images; {left:,} are left to do"
+    )
+    counts = (
+        f"{changes.new:,} new, {changes.changed:,} perhaps changed, {changes.gone:,} vanished, "
+        f"{changes.back:,} back"
+    )
+    if preview.request.existing.update:
+        click.echo(f"  the update would find {counts}")
+    elif changes.new or changes.changed or changes.gone or changes.back:
+        click.echo(f"  its sources have changed: {counts}; --update would follow them")
 
 
 def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
@@ -141,4 +160,6 @@ def _ending(outcome: Outcome, progress: Progress, with_coco: bool) -> str:
     lines.append(f"  look at one: sca draw {out} IMAGE")
     lines += [f"{lost.shard} is left over: {lost.error}" for lost in tally.lost]
     lines += [f"no worker could start on {device}" for device in outcome.devices_lost]
+    if outcome.left_out:
+        lines.append(f"{outcome.left_out:,} images have no record: add --update")
     return "\n".join(lines)

@@ -72,7 +72,9 @@ class GroupedCommand(click.Command):
             record = param.get_help_record(ctx)
             if isinstance(param, click.Option) and record is not None:
                 # A group stands where its last option is: one may be named earlier, beside others.
-                title = param.group if isinstance(param, _GroupedOption) else "Other options"
+                title = "Other options"
+                if isinstance(param, _GroupedOption):
+                    title = param.group or "Options"
                 groups[title] = [*groups.pop(title, []), record]
         for title in sorted(groups, key=lambda name: name == "Other options"):
             with formatter.section(title):
@@ -125,6 +127,7 @@ def _decorator(found: OptionField) -> Callable[[F], F]:
         is_flag=is_flag,
         # Codes may be left out: then all are meant.
         **({"flag_value": "all"} if told.form == "codes" else {}),
+        multiple=told.form == "repeated",
         default=found.default,
         show_default=told.shown or not (is_flag or found.default in (None, ())),
         metavar=told.metavar,
@@ -136,11 +139,12 @@ def _decorator(found: OptionField) -> Callable[[F], F]:
 def _type(found: OptionField) -> click.ParamType[Any]:
     forms: dict[str | None, click.ParamType[Any]] = {
         "duration": Duration(), "failures": _Failures(), "names": _Names(), "codes": _Names(),
+        "repeated": click.STRING,
     }  # fmt: skip
-    if found.option.form is not None:
-        return forms[found.option.form]
     if found.choices:
         return click.Choice(found.choices)
+    if found.option.form is not None:
+        return forms[found.option.form]
     kinds: dict[type, click.ParamType[Any]] = {
         int: click.INT,
         float: click.FLOAT,

@@ -119,7 +119,9 @@ def _changes(found: events.SourcesChanged) -> str:
         f"{found.back:,} back"
     )
     if found.followed:
-        return f"{counts}, {found.unchanged:,} unchanged"
+        text = f"{counts}, {found.unchanged:,} unchanged"
+        unread = f"; {found.unreadable:,} of them cannot be read now and keep their records"
+        return text + unread if found.unreadable else text
     return (
         f"The sources have changed since this run was planned: {counts}. The run goes on with its "
         "plan; --update follows them."

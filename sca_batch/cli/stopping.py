@@ -1,18 +1,20 @@
-"""Whoever asks a command to stop: a signal, of which the second acts at once, or the clock."""
+"""Wishes that a command stop: by a signal, of which the second acts at once, or by the clock."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 
 from sca_batch.cli.logs import tell
 from sca_batch.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
-__all__ = ["SIGNALS", "Stop", "stop_on_signals"]
+__all__ = ["SIGNALS", "Stop", "said", "stop_on_signals", "stop_training"]
 
 STARTED = time.monotonic()  # about when the process began, which is what --time-limit counts from
 
@@ -38,15 +40,22 @@ class Stop:
     def exit_code(self) -> int:
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
 
-    def record(self) -> None:
-        """Notes that a step is done: so long before the limit one must stop."""
+    def requested_after_step(self) -> bool:
+        """The same, once a step: so long before the limit one must stop."""
         self._deadline.step()
+        return self.requested()
 
     def requested(self) -> bool:
         was_near = self._deadline.is_near
         if self.signal is None and self._deadline.look() and not was_near:
             tell("Stopping: --time-limit is near.")
         return self.signal is not None or self._deadline.is_near
+
+    def ended(self, step: int, stopped: bool) -> int:
+        """The exit code of a training that ended at a step; says so where it was stopped."""
+        if stopped:
+            tell(f"Stopped at step {step:,}; --resume goes on.")
+        return self.exit_code if stopped else 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         is_first = self.signal is None
@@ -70,3 +79,21 @@ def stop_on_signals(time_limit_s: float | None = None, *, patient: bool = False)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_training(out: Path, time_limit_s: float | None) -> Iterator[Stop]:
+    """The same for a training, which has its folder for itself meanwhile.
+
+    Of several processes that train together the first one's lock is enough.
+    """
+    from sca_batch.storage.lock import locked
+
+    lock = locked(out) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    with lock, stop_on_signals(time_limit_s, patient=True) as stop:
+        yield stop
+
+
+def said(line: str) -> None:
+    """Reports a training's line to whoever watches."""
+    tell(line)

@@ -27,7 +27,7 @@ def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
       sca verify images-captions
     """
     from sca_batch.dataset.verify import verify_dataset
-    from sca_batch.plan.run_plan import open_plan
+    from sca_batch.plan.run_plan import open_run_plan
 
     found = 0
     files: set[str] = set()
@@ -36,7 +36,7 @@ def verify(ctx: click.Context, /, dataset: AnyPath) -> None:
         files.add(finding.place)
         click.echo(f"{finding.place}: {finding.what}")
     if not found:
-        click.echo(f"{dataset}: {open_plan(dataset).shards:,} shards, all is well", err=True)
+        click.echo(f"{dataset}: {open_run_plan(dataset).shards:,} shards, all is well", err=True)
         return
     click.echo(
         f"{dataset}: {found:,} findings in {len(files):,} files. Remove those that are there and "

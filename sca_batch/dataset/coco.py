@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from sca_batch.dataset.schema import COORDINATE_FRAME
-from sca_batch.dataset.shards import iter_rows, read_run
+from sca_batch.dataset.schema import COORDINATE_FRAME, RecordRow, RegionRow
+from sca_batch.dataset.shards import RunFile, iter_rows, read_run
 from sca_batch.plan.run_plan import gone_ids
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.stores import AnyPath
@@ -22,7 +22,7 @@ FAILURE_COLUMNS = ["image_id", "key", "file_name", "status", "error_code", "erro
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How much one export wrote; `failed` images stand in `info` only."""
+    """Counts of what one export wrote; `failed` images stand in `info` only."""
 
     images: int
     regions: int
@@ -50,7 +50,7 @@ def export_coco(dataset: AnyPath, target: AnyPath) -> Exported:
     return Exported(images, regions, failed)
 
 
-def _info(run: dict[str, Any]) -> dict[str, Any]:
+def _info(run: RunFile) -> dict[str, object]:
     fingerprint, settings = run["fingerprint"], run.get("settings", {})
     return {
         "description": "Regions and captions written by sca (Segment and Caption Anything)",
@@ -61,9 +61,13 @@ def _info(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failures(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
-    for row in iter_rows(dataset, FAILURE_COLUMNS):
-        if row["status"] == "failed" and row["image_id"] not in gone:
+def _rows(dataset: AnyPath, columns: list[str], gone: frozenset[int]) -> Iterator[RecordRow]:
+    return (row for row in iter_rows(dataset, columns) if row["image_id"] not in gone)
+
+
+def _failures(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, object]]:
+    for row in _rows(dataset, FAILURE_COLUMNS, gone):
+        if row["status"] == "failed":
             yield {
                 "id": row["image_id"],
                 "file_name": row["file_name"],
@@ -73,9 +77,9 @@ def _failures(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]
             }
 
 
-def _images(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
-    for row in iter_rows(dataset, IMAGE_COLUMNS):
-        if row["status"] != "failed" and row["image_id"] not in gone:
+def _images(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, object]]:
+    for row in _rows(dataset, IMAGE_COLUMNS, gone):
+        if row["status"] != "failed":
             yield {
                 "id": row["image_id"],
                 "file_name": row["file_name"],
@@ -87,36 +91,33 @@ def _images(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _annotations(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, Any]]:
+def _annotations(dataset: AnyPath, gone: frozenset[int]) -> Iterator[dict[str, object]]:
     annotation_id = 0
-    for row in iter_rows(dataset, ["image_id", "regions"]):
-        for region in row["regions"] if row["image_id"] not in gone else ():
+    for row in _rows(dataset, ["image_id", "regions"], gone):
+        for region in row["regions"]:
             annotation_id += 1
             yield _annotation(annotation_id, row["image_id"], region)
 
 
-def _annotation(annotation_id: int, image_id: int, region: dict[str, Any]) -> dict[str, Any]:
-    rest = dict(region)
-    segmentation, area, bbox, caption = (
-        rest.pop(name) for name in ("segmentation", "area", "bbox", "caption")
-    )
+def _annotation(annotation_id: int, image_id: int, region: RegionRow) -> dict[str, object]:
     iou = region["predicted_iou"]
+    fields = ("segmentation", "area", "bbox", "caption")
     return {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": CATEGORY["id"],
         # A region without a mask has no polygons; pycocotools wants the key all the same.
-        "segmentation": segmentation or [],
-        "area": area,
-        "bbox": bbox,
+        "segmentation": region["segmentation"] or [],
+        "area": region["area"],
+        "bbox": region["bbox"],
         "iscrowd": 0,
-        "caption": caption,
+        "caption": region["caption"],
         "score": region["caption_score"] if iou is None else iou,
-        "attributes": rest,
+        "attributes": {name: value for name, value in region.items() if name not in fields},
     }
 
 
-def _write_list(file: BinaryIO, name: str, entries: Iterable[dict[str, Any]]) -> int:
+def _write_list(file: BinaryIO, name: str, entries: Iterable[dict[str, object]]) -> int:
     """One entry per line, so that the file can be read with a pager too."""
     file.write(f"{json.dumps(name)}: [".encode())
     count = 0
@@ -127,5 +128,5 @@ def _write_list(file: BinaryIO, name: str, entries: Iterable[dict[str, Any]]) ->
     return count
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

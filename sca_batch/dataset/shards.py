@@ -10,40 +10,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import IO, Literal, NotRequired, TypedDict, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sca_batch.dataset.schema import SCHEMA, record_to_row, row_to_record, short
+from sca_batch.dataset.schema import SCHEMA, RecordRow, record_to_row, row_to_record, short
 from sca_batch.errors import ScaError
-from sca_batch.records import ImageRecord
+from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.digests import digest_rows
 from sca_batch.storage.stores import AnyPath, StorePath, each
 
 __all__ = [
-    "CONTENT_VERSION",
-    "RUN_FILE",
-    "DamagedShardError",
-    "ShardMark",
-    "checked_shards",
-    "dataset_shards",
-    "failed_rows",
-    "differing_keys",
-    "find_row",
-    "fingerprint_digest",
-    "iter_file",
-    "open_shard",
-    "iter_records",
-    "iter_rows",
-    "read_run",
-    "read_shard",
-    "read_shard_mark",
-    "shard_path",
-    "write_run",
-    "write_shard",
-]
+    "CONTENT_VERSION", "RUN_FILE", "DamagedShardError", "RunFile", "ShardMark", "checked_shards",
+    "dataset_shards", "differing_keys", "failed_rows", "find_row", "fingerprint_digest",
+    "iter_file", "iter_records", "iter_rows", "open_shard", "read_run", "read_shard",
+    "read_shard_mark", "shard_path", "write_run", "write_shard",
+]  # fmt: skip
 
 # Raised when the same inputs and settings give other records than the last version did.
 CONTENT_VERSION = 1
@@ -51,6 +36,24 @@ RUN_FILE = "run.json"
 
 SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 ROWS_AT_ONCE = 64  # rows that a reader holds in memory
+# A region's fields that are float32.
+Number = Literal["caption_logprob", "caption_score", "predicted_iou", "stability_score"]
+NUMBERS: tuple[Number, ...] = get_args(Number)
+
+
+class RunSettings(TypedDict, total=False):
+    """Facts of a run beside what its records depend on; more stands there."""
+
+    model: str
+    sources: list[str]
+    options: JsonObject
+
+
+class RunFile(TypedDict):
+    """OUT/run.json: what records depend on, and what is good to know."""
+
+    fingerprint: JsonObject
+    settings: NotRequired[RunSettings]
 
 
 class DamagedShardError(ScaError):
@@ -59,10 +62,10 @@ class DamagedShardError(ScaError):
 
 @dataclass(frozen=True, slots=True)
 class ShardMark:
-    """What a shard says about itself: its place in the plan and the run that made it.
+    """The metadata of a shard: its rows in the plan and the run that made it.
 
     `first_row` and `last_row` are rows of the plan, from 0, both included. `versions` is JSON:
-    which version of its source each row was made from, by its place in the shard, where not 0.
+    which version of its source each row was made from, by its row in the shard, where not 0.
     """
 
     index: int
@@ -86,7 +89,7 @@ def open_shard(path: AnyPath, *, whole: bool) -> Iterator[pq.ParquetFile]:
         StoreError: when the store does not answer.
     """
     try:
-        source: Any = path
+        source: Path | IO[bytes] | StorePath = path
         if isinstance(path, StorePath):
             source = io.BytesIO(path.read_bytes()) if whole else path.read_parts()
         with pq.ParquetFile(source) as file:
@@ -120,7 +123,7 @@ def read_shard(path: AnyPath) -> list[ImageRecord]:
 
 
 def read_shard_mark(path: AnyPath, *, check_rows: bool = True) -> ShardMark:
-    """What the shard says about itself, after comparing its rows with the digest it carries.
+    """The mark of a shard, after comparing its rows with the digest it carries.
 
     Raises:
         DamagedShardError: for a file that is damaged, incomplete or no shard.
@@ -192,7 +195,7 @@ def dataset_shards(dataset: AnyPath) -> Iterator[AnyPath]:
         yield shard_path(dataset, index)
 
 
-def iter_rows(dataset: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_rows(dataset: AnyPath, columns: list[str] | None = None) -> Iterator[RecordRow]:
     """Every row of a dataset, shard by shard, with all columns or only some."""
     for path in dataset_shards(dataset):
         yield from iter_file(path, columns)
@@ -204,7 +207,7 @@ def iter_records(dataset: AnyPath) -> Iterator[ImageRecord]:
         yield row_to_record(row)
 
 
-def find_row(dataset: AnyPath, image: str) -> dict[str, Any]:
+def find_row(dataset: AnyPath, image: str) -> RecordRow:
     """The row whose key is `image`; where there is none, whose file name or image id it is.
 
     Raises:
@@ -216,23 +219,22 @@ def find_row(dataset: AnyPath, image: str) -> dict[str, Any]:
     for path in dataset_shards(dataset):
         for position, row in enumerate(iter_file(path, list(found))):
             some_key = some_key or row["key"]
-            for column, places in found.items():
-                if str(row[column]) == image:
-                    places.append((path, position, row["key"]))
-    places = next((places for places in found.values() if places), [])
-    if not places:
+            names = (row["key"], row["file_name"], str(row["image_id"]))
+            for rows, name in zip(found.values(), names, strict=True):
+                if name == image:
+                    rows.append((path, position, row["key"]))
+    rows = next((rows for rows in found.values() if rows), [])
+    if not rows:
         example = f", such as {some_key}" if some_key is not None else ", but it has no images yet"
         raise ScaError(f"{dataset}: no image {image}; expected a key, file name or id{example}")
-    if len(places) > 1:
-        keys = ", ".join(key for *_, key in places[:5])
-        raise ScaError(
-            f"{dataset}: {len(places):,} images are {image}; name one by its key: {keys}"
-        )
-    path, position, _ = places[0]
+    if len(rows) > 1:
+        keys = ", ".join(key for *_, key in rows[:5])
+        raise ScaError(f"{dataset}: {len(rows):,} images are {image}; name one by its key: {keys}")
+    path, position, _ = rows[0]
     return next(islice(iter_file(path), position, None))
 
 
-def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[RecordRow]:
     """Every row of one shard."""
     with open_shard(path, whole=columns is None) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
@@ -240,21 +242,22 @@ def iter_file(path: AnyPath, columns: list[str] | None = None) -> Iterator[dict[
                 yield _shortened(row)
 
 
-def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+def _shortened(row: RecordRow) -> RecordRow:
     """The row with its float32 numbers as `record_to_row` gave them."""
     for region in row.get("regions", ()):
-        for name in ("caption_logprob", "caption_score", "predicted_iou", "stability_score"):
-            if region[name] is not None:
-                region[name] = short(region[name])
-        for name in ("bbox", "crop_box"):
-            if region[name] is not None:
-                region[name] = [short(value) for value in region[name]]
+        for name in NUMBERS:
+            value = region[name]
+            if value is not None:
+                region[name] = short(value)
+        region["bbox"] = [short(value) for value in region["bbox"]]
+        if region["crop_box"] is not None:
+            region["crop_box"] = [short(value) for value in region["crop_box"]]
         for caption in region["captions"]:
             caption["logprob"] = short(caption["logprob"])
     return row
 
 
-def write_run(out: AnyPath, run: Mapping[str, Any]) -> AnyPath:
+def write_run(out: AnyPath, run: Mapping[str, object]) -> AnyPath:
     """Writes OUT/run.json, `{"fingerprint": {...}, "settings": {...}, ...}`."""
     path = out / RUN_FILE
     text = json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False)
@@ -263,7 +266,7 @@ def write_run(out: AnyPath, run: Mapping[str, Any]) -> AnyPath:
     return path
 
 
-def read_run(out: AnyPath) -> dict[str, Any]:
+def read_run(out: AnyPath) -> RunFile:
     """The content of OUT/run.json.
 
     Raises:
@@ -278,15 +281,17 @@ def read_run(out: AnyPath) -> dict[str, Any]:
         raise ScaError(f"{path}: not readable ({error})") from None
     if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict):
         raise ScaError(f"{path}: has no fingerprint; expected the file that sca caption writes")
-    return run
+    return cast(RunFile, run)
 
 
-def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+def fingerprint_digest(fingerprint: Mapping[str, Json]) -> str:
     """sha256 of the settings that change content; shards carry it."""
     return hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()
 
 
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differing_keys(
+    old: Mapping[str, Json], new: Mapping[str, Json]
+) -> dict[str, tuple[Json, Json]]:
     """Dotted keys whose values differ, with both values; None stands for a missing one."""
     before, after = _flat(json.loads(_canonical(old))), _flat(json.loads(_canonical(new)))
     return {
@@ -296,12 +301,12 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _canonical(fingerprint: Mapping[str, Any]) -> str:
+def _canonical(fingerprint: Mapping[str, Json]) -> str:
     return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Json], prefix: str = "") -> JsonObject:
+    leaves: JsonObject = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             leaves |= _flat(value, f"{prefix}{key}.")

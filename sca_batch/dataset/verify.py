@@ -1,15 +1,14 @@
-"""Whether a dataset is what its run says: every shard, row, mask and id."""
+"""The check of a dataset against its run: every shard, row, mask and id."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sca_batch.boxes import rle_area, rle_box_xyxy, xywh_to_xyxy
-from sca_batch.dataset.schema import SCHEMA
+from sca_batch.dataset.schema import SCHEMA, RecordRow, RegionRow
 from sca_batch.dataset.shards import (
     DamagedShardError,
     dataset_shards,
@@ -22,7 +21,7 @@ from sca_batch.dataset.shards import (
 )
 from sca_batch.errors import ERROR_CODES, ScaError
 from sca_batch.manifests.values import parse_mask
-from sca_batch.plan.run_plan import CutPlan, open_plan
+from sca_batch.plan.run_plan import RunPlan, open_run_plan
 from sca_batch.records import ImageRef
 from sca_batch.storage.stores import AnyPath
 
@@ -44,7 +43,7 @@ def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
         ScaError: when the folder is not a dataset at all.
     """
     digest = fingerprint_digest(read_run(dataset)["fingerprint"])
-    plan = open_plan(dataset)
+    plan = open_run_plan(dataset)
     try:
         plan.check()
     except ScaError as error:
@@ -63,14 +62,14 @@ def verify_dataset(dataset: AnyPath) -> Iterator[Finding]:
             yield Finding(path.name, "no shard of this run's plan")
 
 
-def _unique_ids(plan: CutPlan) -> Iterator[Finding]:
+def _unique_ids(plan: RunPlan) -> Iterator[Finding]:
     ids = np.concatenate([batch["image_id"].to_numpy() for batch in plan.batches(["image_id"])])
     ids.sort()
     if (ids[1:] == ids[:-1]).any():
         yield Finding(str(plan.path), "an image_id stands there twice")
 
 
-def _shard(path: AnyPath, plan: CutPlan, index: int, digest: str) -> Iterator[Finding]:
+def _shard(path: AnyPath, plan: RunPlan, index: int, digest: str) -> Iterator[Finding]:
     try:
         mark = read_shard_mark(path)
         with open_shard(path, whole=False) as file:
@@ -98,7 +97,7 @@ def _shard(path: AnyPath, plan: CutPlan, index: int, digest: str) -> Iterator[Fi
                 yield Finding(path.name, f"{row['key']}: {what}")
 
 
-def _row(ref: ImageRef, row: dict[str, Any]) -> Iterator[str]:
+def _row(ref: ImageRef, row: RecordRow) -> Iterator[str]:
     if (row["image_id"], row["key"]) != (ref.image_id, ref.key):
         yield f"stands where the plan has {ref.key}, image_id {ref.image_id}"
     regions, status = row["regions"], row["status"]
@@ -110,13 +109,13 @@ def _row(ref: ImageRef, row: dict[str, Any]) -> Iterator[str]:
         yield f"error_code {row['error_code']!r} is none of those there are"
     if status != "failed" and not (row["sha256"] and row["width"] and row["height"]):
         yield "no digest or no size, though it did not fail"
-    for place, region in enumerate(regions):
-        for what in _region(row, region, place):
-            yield f"regions[{place}]: {what}"
+    for i, region in enumerate(regions):
+        for what in _region(row, region, i):
+            yield f"regions[{i}]: {what}"
 
 
-def _region(row: dict[str, Any], region: dict[str, Any], place: int) -> Iterator[str]:
-    if region["region_id"] != place:
+def _region(row: RecordRow, region: RegionRow, expected_id: int) -> Iterator[str]:
+    if region["region_id"] != expected_id:
         yield f"region_id {region['region_id']}"
     segmentation = region["segmentation"]
     if segmentation is None:

@@ -11,6 +11,7 @@ from typing import Any
 from sca_batch.engines.graphs import GRAPHS
 from sca_batch.engines.plans import BACKENDS, Machine, tensorrt_flavour
 from sca_batch.errors import ScaError
+from sca_batch.overrides import with_settings
 
 __all__ = ["PRECISIONS", "Recipe", "read_recipe", "recipe_names"]
 
@@ -122,11 +123,7 @@ def read_recipe(name_or_path: str | None, overrides: Sequence[str] = ()) -> Reci
         ScaError: for a recipe that is not there or makes no sense.
     """
     recipe = Recipe() if name_or_path is None else _read(name_or_path)
-    changes: dict[str, Any] = {}
-    for text in overrides:
-        key, value = (part.strip() for part in text.partition("=")[::2])
-        changes[key] = _typed(key, value, text)
-    return replace(recipe, **changes)  # at once: values are checked against each other
+    return with_settings(recipe, overrides)
 
 
 def _read(name_or_path: str) -> Recipe:
@@ -147,20 +144,6 @@ def _read(name_or_path: str) -> Recipe:
         raise ScaError(f"{path}: unknown {unknown[0]!r}; expected {', '.join(sorted(_FIELDS))}")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     return Recipe(**given)
-
-
-def _typed(key: str, value: str, text: str) -> Any:
-    if key not in _FIELDS or not value:
-        raise ScaError(f"--set {text}: expected KEY=VALUE, KEY one of {', '.join(sorted(_FIELDS))}")
-    items = tuple(item.strip() for item in value.strip("[]").split(",") if item.strip())
-    try:
-        if key in ("images", "regions", "prompt_tokens"):
-            return tuple(int(item) for item in items)
-        if key == "tolerance":
-            return float(value)
-    except ValueError:
-        raise ScaError(f"--set {text}: {value!r} is no number") from None
-    return value if key in ("backend", "precision") else items
 
 
 _FIELDS = {field.name for field in fields(Recipe)}

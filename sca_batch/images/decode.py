@@ -6,7 +6,6 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -15,7 +14,7 @@ from sca_batch.images.fetch import read_bytes
 from sca_batch.images.pixels import UInt8Image, to_rgb
 from sca_batch.images.policy import DEFAULT_MAX_PIXELS, ReadPolicy
 
-__all__ = ["DecodedImage", "content_digest", "decode", "looks_like_image", "read_image"]
+__all__ = ["DecodedImage", "content_digest", "decode", "read_image"]
 
 ANYWHERE = ReadPolicy()  # every file, no web
 
@@ -90,16 +89,3 @@ def content_digest(uri: str, *, policy: ReadPolicy = ANYWHERE) -> str | None:
         return hashlib.sha256(read_bytes(uri, policy)).hexdigest()
     except ImageError:
         return None
-
-
-def looks_like_image(path: Path) -> bool:
-    """True when Pillow recognises the file by its content; the suffix is not looked at."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path):
-                return True
-    except Image.DecompressionBombError:
-        return True
-    except (OSError, ValueError):  # Pillow turns what its format readers raise into these two
-        return False

@@ -1,6 +1,6 @@
-"""Where the bytes of an image come from: files, members of archives, object stores, the web.
+"""The bytes of an image: from files, members of archives, object stores, the web.
 
-What is named in a manifest is somebody else's text: nothing here executes, extracts or writes.
+A manifest's names are somebody else's text: nothing here executes, extracts or writes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sca_batch.errors import ImageError
+from sca_batch.errors import ImageError, ScaError
 from sca_batch.images.policy import ReadPolicy
 from sca_batch.images.web import fetch
 from sca_batch.records import redacted
 from sca_batch.storage.archives import read_member, split_member
-from sca_batch.storage.stores import STORES, TRIES, read_object
+from sca_batch.storage.stores import STORES, TRIES, StoreError, StorePath
 
 __all__ = ["read_bytes"]
 
@@ -46,12 +46,8 @@ def read_bytes(uri: str, policy: ReadPolicy) -> bytes:
 def _from_file(path: str, policy: ReadPolicy) -> bytes:
     resolved = _inside(path, policy.root)
     try:
-        # Without O_NONBLOCK a pipe that nobody writes to would be waited for, for ever.
-        descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise ImageError("not_an_image", f"{path} is a folder")
+        with open(resolved, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError("unreadable", f"{path} is a device or a pipe, not a file")
             if status.st_size > policy.max_bytes:
@@ -65,8 +61,13 @@ def _from_file(path: str, policy: ReadPolicy) -> bytes:
         raise ImageError("unreadable", f"{path!r}: {error}") from None
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a pipe that nobody writes to would be waited for, for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _inside(path: str, root: Path | None) -> str:
-    """Where the path leads after every link and dot; only inside the root, when there is one."""
+    """The path after every link and dot, which must lie inside the root, when there is one."""
     if root is None:
         return path
     try:
@@ -80,17 +81,17 @@ def _inside(path: str, root: Path | None) -> str:
 
 def _from_store(uri: str, policy: ReadPolicy) -> bytes:
     try:
-        content = read_object(uri, policy.max_bytes, policy.timeout_s)
+        content = StorePath(uri).read_within(policy.max_bytes, policy.timeout_s)
     except FileNotFoundError:
         raise ImageError("missing", f"no object {redacted(uri)}") from None
-    except TimeoutError as error:
-        raise ImageError("timeout", redacted(f"{uri}: {error}")) from None
-    except PermissionError as error:
-        raise ImageError("unreadable", redacted(f"{uri}: {error}")) from None
-    except OSError as error:
+    except TimeoutError:
         raise ImageError(
-            "unreadable", redacted(f"{uri}: {error} (asked for up to {TRIES} times)")
+            "timeout", redacted(f"{uri}: not read within {policy.timeout_s:.0f} s")
         ) from None
+    except StoreError as error:
+        raise ImageError("unreadable", f"{error} (asked for up to {TRIES} times)") from None
+    except ScaError as error:
+        raise ImageError("unreadable", str(error)) from None
     if len(content) > policy.max_bytes:
         raise _too_long(len(content), policy.max_bytes)
     return content

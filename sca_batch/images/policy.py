@@ -1,4 +1,4 @@
-"""What may be read of the places that a manifest names."""
+"""Limits on what is read of the files and URLs that a manifest names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sca_batch.errors import ScaError
 from sca_batch.options import check_options, option
-from sca_batch.storage.stores import STORES, require_package
+from sca_batch.storage.stores import STORE_URLS, STORES, require_package
 
 __all__ = ["DEFAULT_MAX_PIXELS", "ReadPolicy", "check_schemes"]
 
@@ -17,10 +17,11 @@ DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bom
 
 @dataclass(frozen=True, slots=True)
 class ReadPolicy:
-    """What may be read. `root` keeps files inside one folder, wherever links and dots lead.
+    """The limits on what is read.
 
-    `timeout_s` is for one image from a store or the web, tries and redirects included.
-    `trusted_hosts`, entries as "host:port", are exempt from the refusal of private addresses.
+    `root` keeps files inside one folder, wherever links and dots lead. `timeout_s` is for one
+    image from a store or the web, tries and redirects included. `trusted_hosts`, entries as
+    "host:port", are exempt from the refusal of private addresses.
     """
 
     root: Path | None = option(
@@ -43,7 +44,7 @@ class ReadPolicy:
 
 
 def check_schemes(schemes: Iterable[str], policy: ReadPolicy) -> None:
-    """Refuses a request that names places which cannot be read at all.
+    """Refuses a request that names URLs which cannot be read at all.
 
     Raises:
         ScaError: for http without permission, a scheme that is none, a package that is missing.
@@ -58,5 +59,5 @@ def check_schemes(schemes: Iterable[str], policy: ReadPolicy) -> None:
         elif scheme not in ("", "file", "http", "https"):
             raise ScaError(
                 f"{scheme}:// is not a place images are read from; expected paths, "
-                f"{', '.join(f'{name}://' for name in STORES)} or http(s)://"
+                f"{STORE_URLS} or http(s)://"
             )

@@ -8,18 +8,20 @@ missing shards made, the exports written. Nothing is printed; listeners are told
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sca_batch.dataset.coco import export_coco
 from sca_batch.dataset.shards import RUN_FILE, read_run
 from sca_batch.errors import EXIT_BUG, EXIT_LEFTOVERS, EXIT_STOPPED, ScaError
 from sca_batch.job.deadline import Deadline
 from sca_batch.job.domain import DomainWatch
-from sca_batch.job.drive import Tally, run_job
+from sca_batch.job.drive import Tally, finished_shards, run_job
 from sca_batch.job.events import (
     EngineChosen,
     Event,
@@ -28,6 +30,7 @@ from sca_batch.job.events import (
     ImageDone,
     Listener,
     Planned,
+    SourcesChanged,
     StageSeconds,
     StoppingSoon,
     ignore,
@@ -37,21 +40,29 @@ from sca_batch.job.request import CaptionRequest, Failures, ModelReport
 from sca_batch.job.run import (
     COCO_FILE,
     SUMMARY_FILE,
-    Lock,
     Run,
-    locked,
     open_run,
     refuse_foreign_folder,
     remove_run,
 )
 from sca_batch.job.shard import JobContext
-from sca_batch.job.sources import default_output, follow_sources, list_again, list_sources
+from sca_batch.job.sources import (
+    addresses,
+    default_output,
+    follow_sources,
+    list_again,
+    list_sources,
+    refuse_other_sources,
+)
 from sca_batch.job.summary import write_summary
+from sca_batch.job.update import source_changes
 from sca_batch.plan.plan import Plan, plan_refs
+from sca_batch.plan.run_plan import open_run_plan
 from sca_batch.plan.sources import refuse_output_inside
-from sca_batch.records import ImageRecord, JsonObject
+from sca_batch.records import ImageRecord, Json, JsonObject
 from sca_batch.runners.local import LocalRunner
 from sca_batch.runners.protocol import InlineRunner
+from sca_batch.storage.lock import locked
 from sca_batch.storage.stores import AnyPath, any_path
 
 if TYPE_CHECKING:
@@ -77,7 +88,8 @@ class Outcome:
     """The end of a run. `planned` counts its images, `tally` what this session did.
 
     `lock_lost` says that another run has taken the output over, on a store; no worker could start
-    on `devices_lost`.
+    on `devices_lost`. `left_out` images are listed now and not part of the run, since no update
+    was asked for.
     """
 
     out: AnyPath
@@ -86,6 +98,7 @@ class Outcome:
     allowed: Failures
     lock_lost: bool = False
     devices_lost: tuple[str, ...] = ()
+    left_out: int = 0
 
     @property
     def complete(self) -> bool:
@@ -100,16 +113,24 @@ class Outcome:
         if any(lost.is_bug for lost in self.tally.lost):
             return EXIT_BUG
         few = self.allowed.allow(self.tally.failures.total(), self.planned)
-        return 0 if few and self.complete and not self.devices_lost else EXIT_LEFTOVERS
+        whole = self.complete and not self.devices_lost and not self.left_out
+        return 0 if few and whole else EXIT_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A request as it would be done: its options, its images, and where they go."""
+    """A request as it would be done: its options, its images, and where they go.
+
+    Of a run that is there already: how many images are `planned`, how many of them have a record,
+    and what an update would find.
+    """
 
     request: CaptionRequest
     plan: Plan
     out: AnyPath | None
+    planned: int = 0
+    done: int = 0
+    changes: SourcesChanged | None = None
 
 
 def caption_corpus(
@@ -148,18 +169,22 @@ def caption_corpus(
         # Workers that start from here on take what the first one found, and say nothing of it.
         runner.make_worker = _MakeWorker(request, runner.workers)
         tell(EngineChosen(report.engine, report.engine_why))
-        with _held(out) as lock:
+        with locked(out) as lock:
             if request.existing.overwrite:
                 remove_run(out)
             run = open_run(
                 out,
                 make_plan=lambda: list_sources(request) if plan is None else plan,
                 content=request.content(report),
-                settings=request.informative(report),
+                settings={
+                    "sources": list[Json](addresses(request.source.names)),
+                    **request.informative(report),
+                },
                 shard_size=request.batching.shard_size,
             )
+            left_out = 0
             if not is_fresh:
-                run = follow_sources(run, request, listed, tell)
+                run, left_out = follow_sources(run, request, listed, tell)
             tell(Planned(len(run.plan)))
             watch = DomainWatch(request.model.model, report.domain)
             tally = run_job(
@@ -176,7 +201,8 @@ def caption_corpus(
                 tally=tally,
                 allowed=request.running.max_failures,
                 lock_lost=lock.lost,
-                devices_lost=tuple(runner.retired),
+                devices_lost=runner.retired,
+                left_out=left_out,
             )
             if not lock.lost:
                 write_summary(out / SUMMARY_FILE, _summary(run, outcome, watch, runner.workers))
@@ -223,7 +249,12 @@ def preview_corpus(request: CaptionRequest) -> Preview:
     """
     out = None if "jsonl" in request.output.formats else output_of(request)
     request = _settled(request, out)
-    return Preview(request, list_sources(request), out)
+    plan = list_sources(request)
+    if out is None or _is_fresh(request, out):
+        return Preview(request, plan, out)
+    run = Run(out, open_run_plan(out), read_run(out)["fingerprint"])
+    done = sum(run.plan.rows_of(int(i)) for i in np.flatnonzero(finished_shards(run)))
+    return Preview(request, plan, out, len(run.plan), done, source_changes(run.plan, plan))
 
 
 def output_of(request: CaptionRequest) -> AnyPath:
@@ -265,7 +296,11 @@ def _settled(request: CaptionRequest, out: AnyPath | None) -> CaptionRequest:
         refuse_foreign_folder(out)
         if not _is_fresh(request, out):
             settings = read_run(out).get("settings", {})
-            request = request.resolved(settings.get("options", {}))
+            refuse_other_sources(out, settings.get("sources", request.source.names), request)
+            kept = dict(settings.get("options", {}))
+            if request.existing.update:
+                kept.pop("limit", None)  # an update looks at all there is
+            request = request.resolved(kept)
     config = config_at_hand(request.model.model)
     if config is not None and config.automatic_masks:
         wanted = AutomaticMaskSettings.for_model(config)
@@ -316,24 +351,6 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-@contextmanager
-def _held(out: AnyPath) -> Iterator[Lock]:
-    """The lock of the output.
-
-    Raises:
-        ScaError: for an output that cannot be made, or that another run holds.
-    """
-    with ExitStack() as stack:
-        try:
-            lock = stack.enter_context(locked(out))
-        except OSError as error:
-            why = error.strerror or error
-            raise ScaError(
-                f"{out}: cannot be written ({why}); name another folder with -o"
-            ) from None
-        yield lock
 
 
 def _hear(tell: Listener, deadline: Deadline, watch: DomainWatch, event: Event) -> None:

@@ -23,7 +23,7 @@ from sca_batch.runners.protocol import Done, Event, Lost, Resumed, Runner, Stopp
 from sca_batch.storage.atomic import remove_unfinished
 from sca_batch.storage.stores import each
 
-__all__ = ["Tally", "run_job"]
+__all__ = ["Tally", "finished_shards", "run_job"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run_job(
     """
     tally = Tally()
     began = time.monotonic()
-    finished = _finished(run)
+    finished = finished_shards(run)
     # Keys of shards in progress: after a death a worker says some of them again.
     heard: dict[str, set[str]] = {}
     completed = int(finished.sum())
@@ -99,7 +99,7 @@ def run_job(
     return tally
 
 
-def _finished(run: Run) -> npt.NDArray[np.bool_]:
+def finished_shards(run: Run) -> npt.NDArray[np.bool_]:
     """Of each shard, whether it need not be made again: this run's, whole, of the plan as it is."""
     plan = run.plan
     finished = np.zeros(plan.shards, dtype=np.bool_)

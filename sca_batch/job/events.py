@@ -34,6 +34,7 @@ class SourcesChanged:
     """The sources as they are now, in rows of the plan. `followed` says that it was an update.
 
     Without an update the run goes on with its plan, and this is what an update would find.
+    `unreadable` could not be compared now: they count as unchanged, until they can.
     """
 
     new: int
@@ -42,6 +43,7 @@ class SourcesChanged:
     back: int
     unchanged: int
     followed: bool
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class SourceSettings:
     box_format: Literal["xyxy", "xywh"] | None = option(
         None, "What a manifest's bare bbox or boxes column means."
     )
-    limit: int | None = option(None, "Only the first N images.", least=1)
+    limit: int | None = option(None, "Only the first N images.", kept=True, least=1)
     read: ReadPolicy = field(default_factory=ReadPolicy)
 
     def __post_init__(self) -> None:
@@ -218,6 +218,9 @@ class ExistingRun:
     verify_content: bool = option(
         False, "With --update: compare every file's digest, not only its size and time."
     )
+    accept_vanished: bool = option(
+        False, "With --update: go on though most images are not in the sources any more."
+    )
     retry_failed: tuple[str, ...] = option(
         (),
         "Try failed images again; all, or those with one of CODES, such as timeout,oom.",
@@ -234,8 +237,10 @@ class ExistingRun:
                 f"--retry-failed {unknown[0]}: no such code; expected some of "
                 f"{', '.join(ERROR_CODES)}. Without codes the option goes last"
             )
-        if self.verify_content and not self.update:
-            raise ScaError("--verify-content goes with --update: add it, or leave both out")
+        for name in ("verify_content", "accept_vanished"):
+            if getattr(self, name) and not self.update:
+                flag = f"--{name.replace('_', '-')}"
+                raise ScaError(f"{flag} goes with --update: add it, or leave both out")
         others = [("--update", self.update), ("--retry-failed", self.retry_failed)]
         for name, given in others:
             if self.overwrite and given:
@@ -332,6 +337,8 @@ class CaptionRequest:
         return replace(with_options(request, options), given=frozenset(options))
 
     def __post_init__(self) -> None:
+        if self.existing.update and self.source.limit is not None:
+            raise ScaError("--limit with --update would mark the other images as vanished")
         # What differs from its default was given, by whoever built this from its parts.
         differing = {
             found.name
@@ -393,7 +400,6 @@ class CaptionRequest:
             "domain": None
             if domain is None
             else {f.name: getattr(domain, f.name) for f in fields(domain)},
-            "sources": list(self.source.names),
             "device": report.device,
             "engine": report.engine_why,
             "plans": list(report.plans),

@@ -1,13 +1,10 @@
-"""A run in a folder: started or resumed, locked, removed."""
+"""A run in a folder: started or resumed, removed."""
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sca_batch.dataset.shards import (
@@ -22,29 +19,26 @@ from sca_batch.dataset.shards import (
 from sca_batch.errors import ScaError
 from sca_batch.faults import fault
 from sca_batch.plan.plan import PLAN_FILE, Plan
-from sca_batch.plan.run_plan import CutPlan, cut_frames, open_plan, write_cut_plan
+from sca_batch.plan.run_plan import RunPlan, open_run_plan, run_plan_frames, write_run_plan
 from sca_batch.records import Json
 from sca_batch.storage.atomic import remove_unfinished
-from sca_batch.storage.lease import Lease, leased
+from sca_batch.storage.lock import LOCK_FILE
 from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
     "COCO_FILE",
-    "Lock",
     "PARTIAL_NAME",
     "SUMMARY_FILE",
     "Run",
-    "locked",
     "open_run",
     "refuse_foreign_folder",
     "remove_run",
     "reopened",
 ]
 
-LOCK_FILE = ".lock"
 COCO_FILE = "captions.json"
 SUMMARY_FILE = "summary.json"
-PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)\.parquet")
+PARTIAL_NAME = re.compile(r"\.shard-(\d{6,})\.partial-(\d+)-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -52,59 +46,12 @@ class Run:
     """A run that exists on disk: its folder, its plan and what its records depend on."""
 
     out: AnyPath
-    plan: CutPlan
+    plan: RunPlan
     fingerprint: Mapping[str, Json]
 
     @property
     def digest(self) -> str:
         return fingerprint_digest(self.fingerprint)
-
-
-@dataclass
-class Lock:
-    """A run's hold on its folder. On a store it can be `lost`: then the run must stop."""
-
-    lease: Lease | None = None
-
-    @property
-    def lost(self) -> bool:
-        return self.lease is not None and self.lease.lost
-
-
-@contextmanager
-def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
-    """Keeps a second run out of the folder. The lock dies with its process, however that ends.
-
-    One that is restarted at once waits `wait_s` for what was killed to be gone. On a store the
-    lock is an object that is renewed, see `sca_batch.storage.lease`.
-
-    Raises:
-        ScaError: when another run holds it.
-    """
-    if isinstance(out, StorePath):
-        with leased(out / LOCK_FILE) as lease:
-            fault("lock.taken")
-            yield Lock(lease)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("a") as file:
-        deadline = time.monotonic() + wait_s
-        while not _taken(file.fileno()):
-            if time.monotonic() > deadline:
-                raise ScaError(
-                    f"{out}: another run is writing here; wait for it, or choose another -o"
-                )
-            time.sleep(0.05)
-        fault("lock.taken")
-        yield Lock()
-
-
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def open_run(
@@ -127,16 +74,15 @@ def open_run(
     remove_unfinished(out)
     remove_unfinished(out / PLAN_FILE.parent)
     if exists:
-        plan = open_plan(out)
+        plan = open_run_plan(out)
         plan.check()
-        plan_digest = plan.digest
     else:
         fresh = make_plan()
-        plan_digest = fresh.digest
         fault("job.planned")
+        plan = write_run_plan(run_plan_frames(fresh, shard_size), out)
     fingerprint = {
         "content_version": CONTENT_VERSION,
-        "plan": plan_digest,
+        "plan": plan.digest,
         "shard_size": shard_size,
         **content,
     }
@@ -152,7 +98,6 @@ def open_run(
                 "started, choose another -o, or start over with --overwrite"
             )
     else:
-        plan = write_cut_plan(cut_frames(fresh, shard_size), out, plan_digest)
         # Last, so that a folder with run.json always has its plan.
         write_run(out, {"fingerprint": fingerprint, "settings": dict(settings)})
     return Run(out, plan, fingerprint)
@@ -160,7 +105,7 @@ def open_run(
 
 def reopened(run: Run) -> Run:
     """The run after its plan was rewritten."""
-    return Run(run.out, open_plan(run.out), run.fingerprint)
+    return Run(run.out, open_run_plan(run.out), run.fingerprint)
 
 
 def remove_run(out: AnyPath) -> None:

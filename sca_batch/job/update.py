@@ -6,23 +6,22 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from sca_batch.dataset.shards import DamagedShardError, iter_file, read_shard_mark, shard_path
 from sca_batch.images.decode import ANYWHERE, content_digest
 from sca_batch.images.policy import ReadPolicy
 from sca_batch.job.events import SourcesChanged
+from sca_batch.job.shard import recorded_rows
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.run_plan import (
-    CUT_SCHEMA,
-    CutPlan,
-    open_plan,
+    RUN_PLAN_SCHEMA,
+    RunPlan,
+    open_run_plan,
     stat_columns,
-    write_cut_plan,
+    write_run_plan,
 )
 from sca_batch.storage.spool import Spool, rebatched
 from sca_batch.storage.stores import AnyPath
@@ -30,8 +29,11 @@ from sca_batch.storage.stores import AnyPath
 __all__ = ["retry_failed", "source_changes", "update_plan"]
 
 STATS = ("size", "mtime_ns", "etag")
-CELLS = ("uri", "file_name", "prompts", "extra")
-LISTED = {name: CUT_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
+# Cells that captions are made from; and those that only say where the same bytes are.
+MADE_FROM = ("prompts", "extra")
+ADDRESS = ("uri", "file_name")
+CELLS = (*ADDRESS, *MADE_FROM)
+LISTED = {name: RUN_PLAN_SCHEMA[name] for name in ("image_id", "key", *CELLS, *STATS)}
 # Rows of the plan that are compared at a time. Each time those of the listing that differ are
 # fetched from disk: more rows, fewer fetches.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
@@ -49,9 +51,11 @@ def update_plan(
     """Rewrites the plan of the run in OUT for what its sources hold now.
 
     New rows come last, in shards of their own, with ids after the highest. A row is made again
-    when its cells differ, or when its file's size or time do, or its object's size or etag, and
-    the file's digest is not the one that its record carries; with `verify_content` every file's
-    digest is taken. Rows that are listed no more are marked, and keep their records.
+    when its regions or its other columns differ; or when its address does, or its file's size or
+    time, or its object's size or etag, and the file's digest is not the one that its record
+    carries; with `verify_content` every file's digest is taken. What cannot be read now keeps its
+    record, and is looked at again by the next update. Rows that are listed no more are marked, and
+    keep their records.
     """
     plan, now = _checked_plan(out), _Listed(listed)
     counts: Counter[str] = Counter()
@@ -64,16 +68,20 @@ def update_plan(
             there = now.find(block)
             suspects = there.here & ~there.rewritten
             if not verify_content:
-                suspects &= there.stats_differ | there.was_gone
+                suspects &= there.stats_differ | there.was_gone | there.moved
             rows = np.flatnonzero(suspects)
-            uris = dict(zip((rows + first).tolist(), block["uri"].gather(rows), strict=True))
+            uris = dict(zip((rows + first).tolist(), now.uris(there, rows), strict=True))
+            replaced, unreadable = _compared(out, plan, uris, policy)
             changed = there.rewritten.copy()
-            changed[_replaced(out, plan, uris, policy) - first] = True
+            changed[replaced - first] = True
+            unread = np.zeros(block.height, dtype=np.bool_)
+            unread[unreadable - first] = True
+            counts["unreadable"] += len(unreadable)
             counts["changed"] += int(changed.sum())
             counts["gone"] += int((~there.here & ~there.was_gone).sum())
             counts["back"] += int((there.here & there.was_gone).sum())
             counts["unchanged"] += int((there.here & ~changed).sum())
-            yield now.bring_up_to_date(block, there).with_columns(
+            yield now.bring_up_to_date(block, there, ~unread).with_columns(
                 pl.col("version") + pl.Series(changed).cast(pl.Int32),
                 pl.Series("gone", ~there.here),
             )
@@ -88,22 +96,22 @@ def update_plan(
                 (numbers // shard_size + last.shard + 1).cast(pl.Int32).alias("shard"),
                 pl.lit(0, pl.Int32).alias("version"),
                 pl.lit(False).alias("gone"),
-            ).select(list(CUT_SCHEMA))
+            ).select(list(RUN_PLAN_SCHEMA))
             counts["new"] += batch.height
 
-    write_cut_plan(chain(kept(), fresh()), out, plan.digest)
+    write_run_plan(chain(kept(), fresh()), out, plan.digest)
     return _told(counts, followed=True)
 
 
 def source_changes(
-    plan: CutPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
+    plan: RunPlan, listed: Plan, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> SourcesChanged:
     """The findings of `update_plan`, told from cells, sizes, times and etags alone."""
     now = _Listed(listed)
     counts: Counter[str] = Counter()
     for block in rebatched(plan.batches(), rows_at_once, BYTES_AT_ONCE):
         there = now.find(block)
-        changed = there.rewritten | (there.here & there.stats_differ)
+        changed = there.rewritten | (there.here & (there.stats_differ | there.moved))
         counts["changed"] += int(changed.sum())
         counts["gone"] += int((~there.here & ~there.was_gone).sum())
         counts["back"] += int((there.here & there.was_gone).sum())
@@ -119,6 +127,7 @@ def _told(counts: Counter[str], *, followed: bool) -> SourcesChanged:
         gone=counts["gone"],
         back=counts["back"],
         unchanged=counts["unchanged"],
+        unreadable=counts["unreadable"],
         followed=followed,
     )
 
@@ -130,7 +139,7 @@ def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
         [
             row
             for index in range(plan.shards)
-            for row, record in _records(out, plan, index, ["status", "error_code"])
+            for row, record in recorded_rows(out, plan, index, ["status", "error_code"]).items()
             if record["status"] == "failed"
             and (not codes or record["error_code"] in codes)
             and not plan.is_gone(row)
@@ -146,7 +155,7 @@ def retry_failed(out: AnyPath, codes: Collection[str] = ()) -> int:
             first += batch.height
 
     if len(again):
-        write_cut_plan(marked(), out, plan.digest)
+        write_run_plan(marked(), out, plan.digest)
     return len(again)
 
 
@@ -169,6 +178,7 @@ class _Found:
 
     listed_row: npt.NDArray[np.int64]
     rewritten: npt.NDArray[np.bool_]
+    moved: npt.NDArray[np.bool_]
     stats_differ: npt.NDArray[np.bool_]
     was_gone: npt.NDArray[np.bool_]
 
@@ -178,13 +188,14 @@ class _Found:
 
 
 class _Listed:
-    """Rows of the sources as they are now, on disk, and 32 bytes of each to compare it by."""
+    """Rows of the sources as they are now, on disk, and 40 bytes of each to compare it by."""
 
     def __init__(self, listed: Plan) -> None:
         self.rows = Spool.of(
             (batch.with_columns(*stat_columns(batch)) for batch in listed.batches()), LISTED
         )
-        self._cells = self._hashes(("key", *CELLS), 0)
+        self._made_from = self._hashes(("key", *MADE_FROM), 0)
+        self._addresses = self._hashes(ADDRESS, 0)
         self._stats = self._hashes(STATS, 0)
         # Keys are all different; with the right seed so are their hashes.
         for self._seed in count(1):
@@ -203,21 +214,33 @@ class _Listed:
         self._seen[row[here]] = True
         return _Found(
             row,
-            here & (self._cells[row] != _hash(block, ("key", *CELLS), 0)),
+            here & (self._made_from[row] != _hash(block, ("key", *MADE_FROM), 0)),
+            here & (self._addresses[row] != _hash(block, ADDRESS, 0)),
             here & (self._stats[row] != _hash(block, STATS, 0)),
             block["gone"].to_numpy(),
         )
 
-    def bring_up_to_date(self, block: pl.DataFrame, there: _Found) -> pl.DataFrame:
+    def uris(self, there: _Found, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Where the images of some rows of a block are listed now."""
+        listed_row = there.listed_row[rows]
+        found = self.rows.take(listed_row)["uri"]
+        return found.gather(np.searchsorted(np.unique(listed_row), listed_row)).to_list()
+
+    def bring_up_to_date(
+        self, block: pl.DataFrame, there: _Found, where: npt.NDArray[np.bool_]
+    ) -> pl.DataFrame:
         """The block with the cells and stats that are listed now, where they differ."""
-        rows_here = np.flatnonzero(there.rewritten | there.stats_differ)
+        rows_here = np.flatnonzero((there.rewritten | there.moved | there.stats_differ) & where)
         if not len(rows_here):
             return block
         listed_row = there.listed_row[rows_here]
         now = self.rows.take(listed_row)[np.searchsorted(np.unique(listed_row), listed_row)]
         assert now["key"].equals(block["key"].gather(rows_here)), "two keys have one hash"
+        # Not scattered: polars does not for lists of structs.
+        taken = np.arange(block.height)
+        taken[rows_here] = block.height + np.arange(len(rows_here))
         return block.with_columns(
-            block[name].scatter(rows_here, now[name]) for name in (*CELLS, *STATS)
+            pl.concat([block[name], now[name]]).gather(taken) for name in (*CELLS, *STATS)
         )
 
     def new(self) -> Iterator[pl.DataFrame]:
@@ -245,42 +268,27 @@ def _named_by_number(frame: pl.DataFrame) -> bool:
     return bool((frame["image_id"].cast(pl.String) == frame["key"]).all())
 
 
-def _checked_plan(out: AnyPath) -> CutPlan:
-    plan = open_plan(out)
+def _checked_plan(out: AnyPath) -> RunPlan:
+    plan = open_run_plan(out)
     plan.check()
     return plan
 
 
-def _replaced(
-    out: AnyPath, plan: CutPlan, uris: dict[int, str], policy: ReadPolicy
-) -> npt.NDArray[np.int64]:
-    """Of the rows in `uris`, those whose file is not the one that their record was made from."""
+def _compared(
+    out: AnyPath, plan: RunPlan, uris: dict[int, str], policy: ReadPolicy
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of the rows in `uris`: those whose file is not the one that their record was made from, and
+    those whose file cannot be read now though there is a record of it."""
     rows = np.fromiter(uris, dtype=np.int64, count=len(uris))
-    return np.array(
-        [
-            row
-            for index in np.unique(plan.shards_of(rows)).tolist()
-            for row, record in _records(out, plan, index, ["sha256"])
-            if row in uris
-            and (
-                record["sha256"] is None
-                or content_digest(uris[row], policy=policy) != record["sha256"]
-            )
-        ],
-        dtype=np.int64,
-    )
-
-
-def _records(
-    out: AnyPath, plan: CutPlan, index: int, columns: list[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row of the plan, some columns of its record) for every record of a shard that is there."""
-    path = shard_path(out, index)
-    if not path.exists():
-        return
-    try:
-        first = read_shard_mark(path, check_rows=False).first_row
-    except DamagedShardError:
-        return  # damaged: made again anyway
-    if first == plan.first_row(index):
-        yield from enumerate(iter_file(path, columns), start=first)
+    replaced: list[int] = []
+    unreadable: list[int] = []
+    for index in np.unique(plan.shards_of(rows)).tolist():
+        for row, record in recorded_rows(out, plan, index, ["sha256"]).items():
+            if row not in uris:
+                continue
+            digest = content_digest(uris[row], policy=policy)
+            if digest is None and record["sha256"] is not None:
+                unreadable.append(row)
+            elif digest is not None and digest != record["sha256"]:
+                replaced.append(row)
+    return np.array(replaced, dtype=np.int64), np.array(unreadable, dtype=np.int64)

@@ -13,7 +13,7 @@ from sca_batch.job.events import ImageDone, StageSeconds
 from sca_batch.job.request import ModelReport
 from sca_batch.job.shard import JobContext, ShardInProgress, unit_index
 from sca_batch.pipeline.pipeline import Pipeline
-from sca_batch.plan.run_plan import CutPlan, open_plan
+from sca_batch.plan.run_plan import RunPlan, open_run_plan
 from sca_batch.records import ImageRecord, ImageRef
 from sca_batch.runners.protocol import Alive, Began, Done, Emit, GiveUp, Resumed, Stopped, Task
 
@@ -54,7 +54,7 @@ class ShardWorker:
 
     def __init__(self, pipeline: Pipeline, clock: StageClock, report: ModelReport) -> None:
         self.pipeline, self.clock, self.report = pipeline, clock, report
-        self._plan: CutPlan | None = None
+        self._plan: RunPlan | None = None
 
     def about(self) -> ModelReport:
         return self.report
@@ -110,9 +110,9 @@ class ShardWorker:
                 emit(Began(ref.key))
                 yield from self.pipeline.run([ref])
 
-    def _plan_of(self, context: JobContext) -> CutPlan:
+    def _plan_of(self, context: JobContext) -> RunPlan:
         if self._plan is None or self._plan.rows_digest != context.rows_digest:
-            self._plan = open_plan(context.out)
+            self._plan = open_run_plan(context.out)
         return self._plan
 
 

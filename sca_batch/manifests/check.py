@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sca_batch.manifests.annotations.build import CheckFiles, SizeOf
+from sca_batch.images.size import read_size_hw
+from sca_batch.manifests.read import manifest_images, manifest_unit
+from sca_batch.manifests.request import CheckFiles
 from sca_batch.manifests.row import Row
-from sca_batch.manifests.stream import iter_manifest, row_uri
-from sca_batch.manifests.values import BoxFormat
+from sca_batch.manifests.values import BoxFormat, as_written
+from sca_batch.records import BoxXYXY
 
 __all__ = ["ManifestReport", "check_manifest"]
 
@@ -22,7 +22,7 @@ MOST_NAMED = 20  # problems that a report spells out; all are counted
 
 @dataclass(slots=True)
 class ManifestReport:
-    """What a manifest holds; `problems` are what is wrong, `notes` what one may want to know."""
+    """Counts of a manifest; `problems` are what is wrong, `notes` what one may want to know."""
 
     rows: int = 0
     with_regions: int = 0
@@ -33,7 +33,7 @@ class ManifestReport:
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         # Not `asdict`, which counts a Counter's pairs.
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -47,29 +47,28 @@ def check_manifest(
     path: Path,
     *,
     check_files: CheckFiles = "sizes",
-    size_of: SizeOf | None = None,
     box_format: BoxFormat | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ManifestReport:
     """Reads a manifest with the ordinary reader, then looks at the files and the boxes.
 
-    `exists` looks whether every image is there; `sizes` also opens it with `size_of`, to compare
+    `exists` looks whether every image is there; `sizes` also opens it, to compare
     `width` and `height` and to see which boxes leave it. A box that reaches over an edge is a
     note, one that lies wholly outside is a problem.
     """
     report = ManifestReport()
     seen: dict[str, int] = {}
-    unit = {".parquet": "row", ".json": "index"}.get(path.suffix.lower(), "line")
-    rows = iter_manifest(path, box_format=box_format, on_problem=report.problem)
-    for at, row in rows:
+    unit = manifest_unit(str(path))
+    for at, row, uri, _ in manifest_images(
+        str(path), box_format=box_format, on_problem=report.problem
+    ):
         report.rows += 1
         place = f"{path}, {unit} {at}"
-        uri = row_uri(row.uri, path)
         key = os.path.normpath(uri) if row.given_id is None else str(row.given_id)
         if key in seen:
             report.problem(f"{place}: {key} stands already in {unit} {seen[key]}")
         seen.setdefault(key, at)
-        _check_row(report, row, place, uri, check_files, size_of)
+        _check_row(report, row, place, uri, check_files)
         if progress is not None:
             progress(report.rows)
     if not report.rows and not report.problem_count:
@@ -78,47 +77,34 @@ def check_manifest(
 
 
 def _check_row(
-    report: ManifestReport,
-    row: Row,
-    place: str,
-    uri: str,
-    check_files: CheckFiles,
-    size_of: SizeOf | None,
+    report: ManifestReport, row: Row, place: str, uri: str, check_files: CheckFiles
 ) -> None:
-    extra: dict[str, Any] = json.loads(row.extra)
-    references = extra.get("references") or []
-    texts = [entry if isinstance(entry, list) else [entry] for entry in references]
-    report.references += sum(map(len, texts))
-    size_hw = _file_size(report, place, uri, check_files, size_of)
-    height, width = extra.get("height"), extra.get("width")
-    if isinstance(height, int) and isinstance(width, int):
-        if size_hw is not None and size_hw != (height, width):
-            report.problem(
-                f"{place}: width and height say {width} x {height}, and {uri} is "
-                f"{size_hw[1]} x {size_hw[0]}"
-            )
-        size_hw = size_hw or (height, width)
+    report.references += sum(map(len, row.references))
+    size_hw = _file_size(report, place, uri, check_files)
+    if row.size_hw is not None and size_hw not in (None, row.size_hw):
+        (height, width), (found_height, found_width) = row.size_hw, size_hw
+        report.problem(
+            f"{place}: width and height say {width} x {height}, and {uri} is "
+            f"{found_width} x {found_height}"
+        )
+    size_hw = size_hw or row.size_hw
     if row.prompts is None:
         report.notes["rows whose regions will be found"] += 1
         return
-    prompts = json.loads(row.prompts)
     report.with_regions += 1
-    report.regions += len(prompts)
-    for i, prompt in enumerate(prompts):
-        if "box" in prompt:
-            _check_box(report, prompt["box"], f"{place}: box {i}", size_hw)
-    if not prompts:
+    report.regions += len(row.prompts)
+    for i, prompt in enumerate(row.prompts):
+        if prompt.box_xyxy is not None:
+            _check_box(report, prompt.box_xyxy, f"{place}: box {i}", size_hw)
+    if not row.prompts:
         report.notes["rows without regions"] += 1
-    if prompts and "references" in extra and not all(texts):
-        report.notes["regions without references"] += sum(not text for text in texts)
+    if row.prompts and "references" in row.extra and not all(row.references):
+        without = sum(not texts for texts in row.references)
+        report.notes["regions without references"] += without
 
 
 def _file_size(
-    report: ManifestReport,
-    place: str,
-    uri: str,
-    check_files: CheckFiles,
-    size_of: SizeOf | None,
+    report: ManifestReport, place: str, uri: str, check_files: CheckFiles
 ) -> tuple[int, int] | None:
     if check_files == "none":
         return None
@@ -129,24 +115,24 @@ def _file_size(
         report.problem(f"{place}: no file {uri}")
         return None
     report.files_seen += 1
-    if check_files == "exists" or size_of is None:
+    if check_files == "exists":
         return None
-    size_hw = size_of(Path(uri))
+    size_hw = read_size_hw(Path(uri))
     if size_hw is None:
         report.problem(f"{place}: {uri} is not an image")
     return size_hw
 
 
 def _check_box(
-    report: ManifestReport, box: list[float], place: str, size_hw: tuple[int, int] | None
+    report: ManifestReport, box_xyxy: BoxXYXY, place: str, size_hw: tuple[int, int] | None
 ) -> None:
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = box_xyxy
     if x0 == x1 or y0 == y1:
         report.notes["boxes without width or height"] += 1
     if size_hw is None:
         return
     height, width = size_hw
     if x0 >= width or y0 >= height or (x0 < 0 and x1 <= 0) or (y0 < 0 and y1 <= 0):
-        report.problem(f"{place} {box} lies outside the image, {width} x {height}")
+        report.problem(f"{place} {as_written(box_xyxy)} lies outside the image, {width} x {height}")
     elif x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         report.notes["boxes that reach over an edge"] += 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from sca_batch.errors import ScaError
+from sca_batch.records import Json
 
 __all__ = ["CorruptAnnotationError", "Progress", "corrupt", "stream_array", "stream_members"]
 
@@ -31,7 +32,7 @@ def corrupt(path: Path, where: str, problem: str, expected: str) -> CorruptAnnot
 
 def stream_array(
     path: Path, *, expected: str, progress: Progress | None = None
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Json]]:
     """The elements of a file that is one JSON array, with their index.
 
     Raises:
@@ -51,7 +52,7 @@ def stream_members(
     expected: str,
     progress: Progress | None = None,
     optional: Collection[str] = (),
-) -> Iterator[tuple[str, int, Any]]:
+) -> Iterator[tuple[str, int, Json]]:
     """Of a file that is one JSON object: the elements of the arrays under `keys`, in file order.
 
     Yields key, index and element. Other members are read past, never held. Keys that are
@@ -104,7 +105,7 @@ class _Window:
         self.before, self.lines_before = 0, 0  # what has been dropped in front of the window
         self._decode = json.JSONDecoder().raw_decode
 
-    def elements(self) -> Iterator[tuple[int, Any]]:
+    def elements(self) -> Iterator[tuple[int, Json]]:
         """The elements of an array whose bracket has been taken, and its closing bracket."""
         index = 0
         while self.peek() != "]":
@@ -136,8 +137,9 @@ class _Window:
         if self.peek():
             raise self.error("something stands behind the end")
 
-    def value(self) -> Any:
+    def value(self) -> Json:
         """The JSON value that begins here."""
+        value: Json
         self.peek()
         while True:
             try:

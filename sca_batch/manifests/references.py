@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
+import pyarrow as pa
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.read import read_manifest
+from sca_batch.manifests.read import manifest_images
+from sca_batch.storage.digests import digest_rows
 
 __all__ = ["CaptionedImage", "CaptionedImages", "read_captioned"]
+
+# Arrow and not polars: rows are read in forked processes, where polars' threads are not.
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "uri": pa.string(),
+        "task": pa.string(),
+        "boxes_xyxy": pa.list_(pa.list_(pa.float64())),
+        "phrases": pa.list_(pa.list_(pa.string())),
+    }
+)
+ROWS_AT_ONCE = 8192  # Python objects alive while a manifest is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,54 +44,34 @@ class CaptionedImage:
     task: str = "caption"
 
 
+@dataclass(frozen=True, eq=False)
 class CaptionedImages:
-    """The images of a manifest, in its order; each row is parsed when it is asked for.
+    """The images of a manifest, in its order: rows of `SCHEMA`.
 
     Regions without a box or without a phrase are left out, and so are images without any;
     `num_regions` counts what is left and `left_out` says how much was not.
     """
 
-    def __init__(self, name: str, frame: pl.DataFrame) -> None:
-        self.name = name
-        counted = [_count(row) for row in frame.select("prompts", "extra").iter_rows()]
-        usable = [usable for usable, _ in counted]
-        kept = pl.Series([number > 0 for number in usable], dtype=pl.Boolean)
-        self.num_regions = sum(usable)
-        self.left_out = {
-            "images": int(frame.height - kept.sum()),
-            "regions": sum(total for _, total in counted) - self.num_regions,
-        }
-        if not self.num_regions:
-            raise ScaError(
-                f"{name}: no region has both a box and a phrase; expected the columns boxes_xyxy "
-                "and references, one entry per region in each"
-            )
-        # Arrow and not polars: rows are read in forked processes, where polars' threads are not.
-        table = frame.filter(kept).select("given_id", "file_name", "uri", "prompts", "extra")
-        self._table = table.to_arrow(compat_level=pl.CompatLevel.oldest())
+    rows: pa.Table
+    num_regions: int
+    left_out: dict[str, int]
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self.rows.num_rows)
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        row = {name: self._table[name][index].as_py() for name in self._table.column_names}
-        pairs = _pairs(row["prompts"], row["extra"])
-        key = row["given_id"] if row["given_id"] is not None else row["file_name"]
+        row = {name: self.rows[name][index].as_py() for name in SCHEMA.names}
         return CaptionedImage(
-            key=str(key),
+            key=row["key"],
             uri=row["uri"],
-            boxes_xyxy=np.array([box for box, _ in pairs], dtype=np.float64).reshape(-1, 4),
-            phrases=tuple(tuple(texts) for _, texts in pairs),
-            task=str(json.loads(row["extra"]).get("task") or "caption"),
+            boxes_xyxy=np.array(row["boxes_xyxy"], dtype=np.float64),
+            phrases=tuple(map(tuple, row["phrases"])),
+            task=row["task"],
         )
 
     def digest(self) -> str:
         """SHA-256 over the rows but not over where the images lie, hex."""
-        digest = hashlib.sha256()
-        for name in ("given_id", "file_name", "prompts", "extra"):
-            for value in self._table[name]:
-                digest.update(str(value.as_py()).encode("utf-8", "surrogatepass") + b"\0")
-        return digest.hexdigest()
+        return digest_rows(self.rows.drop_columns("uri"))
 
 
 def read_captioned(path: Path) -> CaptionedImages:
@@ -87,21 +80,38 @@ def read_captioned(path: Path) -> CaptionedImages:
     Raises:
         ScaError: for a manifest that is wrong, and for one without captioned regions.
     """
-    return CaptionedImages(str(path), read_manifest(str(path)).frame)
+    kept, left_out = 0, {"images": 0, "regions": 0}
 
+    def captioned() -> Iterator[dict[str, object]]:
+        nonlocal kept
+        for _, row, uri, file_name in manifest_images(str(path)):
+            prompts, references = row.prompts or (), row.references
+            if len(references) != len(prompts):  # sentences about the image as a whole
+                references = [[] for _ in prompts]
+            pairs = [
+                (prompt.box_xyxy, texts)
+                for prompt, texts in zip(prompts, references, strict=True)
+                if prompt.box_xyxy is not None and texts
+            ]
+            kept += len(pairs)
+            left_out["regions"] += len(prompts) - len(pairs)
+            if not pairs:
+                left_out["images"] += 1
+                continue
+            yield {
+                "key": str(file_name if row.given_id is None else row.given_id),
+                "uri": uri,
+                "task": str(row.extra.get("task") or "caption"),
+                "boxes_xyxy": [box for box, _ in pairs],
+                "phrases": [texts for _, texts in pairs],
+            }
 
-def _pairs(prompts: str | None, extra: str) -> list[tuple[list[float], list[str]]]:
-    regions = json.loads(prompts) if prompts else []
-    references = json.loads(extra).get("references") or []
-    if len(references) != len(regions):  # sentences about the image as a whole
-        return []
-    return [
-        (region["box"], [texts] if isinstance(texts, str) else texts)
-        for region, texts in zip(regions, references, strict=True)
-        if "box" in region and texts
-    ]
-
-
-def _count(row: tuple[str | None, str]) -> tuple[int, int]:
-    prompts, extra = row
-    return len(_pairs(prompts, extra)), len(json.loads(prompts)) if prompts else 0
+    rows, batches = captioned(), []
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(chunk, SCHEMA))
+    if not kept:
+        raise ScaError(
+            f"{path}: no region has both a box and a phrase; expected the columns boxes_xyxy "
+            "and references, one entry per region in each"
+        )
+    return CaptionedImages(pa.Table.from_batches(batches, SCHEMA), kept, left_out)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 
-from sca_batch.boxes import is_box
+from sca_batch.boxes import box_tuple, is_box, xywh_to_xyxy
 from sca_batch.errors import ScaError
-from sca_batch.records import Rle
+from sca_batch.records import BoxXYXY, Json, Rle
 
 __all__ = [
-    "BoxFormat",
-    "is_utf8",
-    "parse_box",
-    "parse_labels",
-    "parse_mask",
-    "parse_points",
-    "parse_prompt_id",
-    "parse_texts",
-    "show",
-]
+    "BoxFormat", "as_written", "is_utf8", "parse_box", "parse_labels", "parse_mask", "parse_points",
+    "parse_prompt_id", "parse_texts", "show",
+]  # fmt: skip
 
 BoxFormat = Literal["xyxy", "xywh"]
 
@@ -30,64 +23,57 @@ BOX_ORDER = {"xyxy": "x0, y0, x1, y1", "xywh": "x, y, width, height"}
 RLE_FORM = '{"size": [height, width], "counts": ...}'
 
 
-def parse_box(box: Any, where: str, order: BoxFormat) -> list[float]:
+def parse_box(box: object, where: str, order: BoxFormat) -> BoxXYXY:
     """One box, checked: four finite numbers in order; equal sides and any position are fine."""
     expected = f"expected {BOX_ORDER[order]} in pixels"
-    if not isinstance(box, list | tuple) or not _is_finite_box(box):
+    if not isinstance(box, list | tuple) or not is_box(box):
         raise ScaError(f"{where} {show(box)} is not four finite numbers; {expected}")
-    a, b, c, d = box
+    a, b, c, d = map(float, box)
     if order == "xyxy":
         wrong = "x1 < x0" if c < a else "y1 < y0" if d < b else None
     else:
         wrong = "width < 0" if c < 0 else "height < 0" if d < 0 else None
-        if not _is_finite_box((a, b, a + c, b + d)):
+        if not is_box((a, b, a + c, b + d)):
             wrong = "an end that is not finite"
     if wrong:
         raise ScaError(f"{where} {show(box)} has {wrong}; {expected}")
-    return list(box)
+    return box_tuple((a, b, c, d) if order == "xyxy" else xywh_to_xyxy((a, b, c, d)).tolist())
 
 
-def _is_finite_box(box: list[Any] | tuple[Any, ...]) -> bool:
-    try:
-        return is_box(box)
-    except OverflowError:  # an integer too long for a float
-        return False
-
-
-def parse_points(value: Any, where: str) -> list[list[float]]:
+def parse_points(value: object, where: str) -> tuple[tuple[float, float], ...]:
     """A region's points: [x, y] alone, or a list of those."""
     if not isinstance(value, list | tuple):
         raise ScaError(f"{where} {show(value)} is not a list; expected [x, y] or [[x, y], ...]")
     points = [value] if value and not isinstance(value[0], list | tuple) else value
     for point in points:
-        if not isinstance(point, list | tuple) or not _is_finite_box([*point, 0, 0]):
+        if not isinstance(point, list | tuple) or not is_box([*point, 0, 0]):
             raise ScaError(
                 f"{where} {show(point)} is not two finite numbers; expected x, y in pixels"
             )
-    return [list(point) for point in points]
+    return tuple((float(x), float(y)) for x, y in points)
 
 
-def parse_labels(value: Any, where: str) -> list[int]:
-    labels = list(value) if isinstance(value, list | tuple) else [value]
+def parse_labels(value: object, where: str) -> tuple[int, ...]:
+    labels = value if isinstance(value, list | tuple) else (value,)
     if any(isinstance(label, bool) or label not in (0, 1) for label in labels):
         raise ScaError(f"{where} {show(value)} is not 1 (on the region) or 0 (off it) per point")
-    return [int(label) for label in labels]
+    return tuple(map(int, labels))
 
 
-def parse_prompt_id(value: Any, where: str) -> str:
+def parse_prompt_id(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or not is_utf8(str(value)):
         raise ScaError(f"{where} {show(value)} is neither an integer nor text")
     return str(value)
 
 
-def parse_texts(value: Any, where: str) -> list[str]:
+def parse_texts(value: object, where: str) -> list[Json]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ScaError(f"{where} {show(value)} is not a sentence or a list of sentences")
     return list(texts)
 
 
-def parse_mask(value: Any, where: str) -> Rle:
+def parse_mask(value: object, where: str) -> Rle:
     """A COCO RLE, compressed or not, as compressed with `counts` as text.
 
     The runs are added up first: pycocotools trusts them, and writes past its buffer if they lie.
@@ -147,7 +133,7 @@ def _compressed_total(counts: bytes) -> int | None:
     return int(runs.sum())
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
@@ -159,7 +145,12 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def show(value: Any) -> str:
+def as_written(numbers: Iterable[float]) -> list[Json]:
+    """The numbers as people write them, whole ones without a point."""
+    return [int(number) if float(number).is_integer() else number for number in numbers]
+
+
+def show(value: object) -> str:
     """The value as it stands in the manifest, shortened."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

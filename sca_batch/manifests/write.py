@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sca_batch.errors import ScaError
+from sca_batch.manifests.row import dump_json
 from sca_batch.storage.atomic import writing
 
 __all__ = ["write_manifest"]
@@ -37,7 +37,7 @@ COLUMNS = {
 }
 
 
-def write_manifest(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
+def write_manifest(rows: Iterable[Mapping[str, object]], target: Path) -> None:
     """Writes rows as JSON lines, or as Parquet with `COLUMNS`' types; whole or not at all."""
     if target.suffix.lower() not in TARGET_SUFFIXES:
         raise ScaError(
@@ -52,21 +52,12 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], target: Path) -> None:
                 _write_parquet(rows, file)
             else:
                 for row in rows:
-                    file.write(f"{_json_line(row)}\n".encode())
+                    file.write(f"{dump_json(row)}\n".encode())
     except OSError as error:
         raise ScaError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def _json_line(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: only its escape is valid UTF-8
-        text = json.dumps(row, separators=(",", ":"))
-    return text
-
-
-def _write_parquet(rows: Iterable[Mapping[str, Any]], file: IO[bytes]) -> None:
+def _write_parquet(rows: Iterable[Mapping[str, object]], file: IO[bytes]) -> None:
     stream = iter(rows)
     first = next(stream)
     schema = pa.schema([(name, kind) for name, kind in COLUMNS.items() if name in first])

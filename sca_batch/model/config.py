@@ -149,6 +149,13 @@ class ScaConfig(ConfigFile):
         return int(self.text.hidden_size)
 
     @property
+    def most_new_tokens(self) -> int:
+        """Tokens that the language model can add to its prefix before its positions are used up."""
+        prefix = self.num_task_tokens + self.num_caption_tokens
+        # The last token that is made is never read.
+        return int(self.text.max_position_embeddings) - prefix + 1
+
+    @property
     def eos_token_id(self) -> int:
         """The id that ends a caption."""
         eos = self.text.eos_token_id

@@ -20,8 +20,8 @@ from transformers.models.sam.modeling_sam import (
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
 __all__ = [
-    "MaskDecoder", "Prompts", "cells_of", "encode_prompts", "high_res_of", "pack_cells",
-    "position_grid", "with_high_res",
+    "MaskDecoder", "Prompts", "encode_prompts", "high_res_of", "pack_cells", "position_grid",
+    "with_high_res",
 ]  # fmt: skip
 
 
@@ -110,37 +110,6 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         )
         return masks
 
-    def predict_cells(
-        self, tokens_RTD: Tensor, features_RND: Tensor, high_res_RNF: Tensor | None = None
-    ) -> Tensor:
-        """The logits of `predict_masks` cell by cell, (R, N * 16, M): for training.
-
-        A transposed convolution with a stride of its own size is a matrix product for each cell,
-        and channels stay last; forward and backward take half the time of `predict_masks` on a
-        CPU. `cells_of` brings a mask into the same order.
-        """
-        fused, width = features_RND, self.hidden_size
-        finer: list[Tensor] = []
-        if high_res_RNF is not None:
-            finer = [high_res_RNF[..., :width], high_res_RNF[..., width:]]
-        for conv in (self.upscale_conv1, self.upscale_conv2):
-            width = conv.weight.shape[1]
-            weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.weight.shape[0])
-            fused = nn.functional.linear(fused, weight, conv.bias.repeat(len(weight) // width))
-            fused = fused.reshape(len(fused), -1, width)
-            if finer:
-                fused = fused + finer.pop(0).reshape(fused.shape)
-            if conv is self.upscale_conv1:
-                norm = self.upscale_layer_norm
-                fused = nn.functional.layer_norm(fused, (width,), norm.weight, norm.bias, norm.eps)
-            fused = self.activation(fused)
-        hyper_RMC = torch.stack(
-            [mlp(tokens_RTD[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)],
-            dim=1,
-        )
-        logits: Tensor = fused @ hyper_RMC.transpose(1, 2)
-        return logits
-
 
 def high_res_of(embedding_BEHW: Tensor, width: int) -> Tensor | None:
     """Features behind the first `width` channels of an embedding, by cell: (B, N, 3 D)."""
@@ -177,13 +146,6 @@ def _unpacked(packed_RNF: Tensor, side: int, doublings: int) -> Tensor:
         parts = maps.reshape(maps.shape[0], 2, 2, -1, cells, cells)
         maps = parts.permute(0, 3, 4, 1, 5, 2).reshape(maps.shape[0], -1, 2 * cells, 2 * cells)
     return maps
-
-
-def cells_of(masks_RYX: Tensor) -> Tensor:
-    """Low-res masks (R, 4H, 4W) in the order of `MaskDecoder.predict_cells`, (R, N * 16)."""
-    num, side = len(masks_RYX), masks_RYX.shape[-1] // 4
-    parts = masks_RYX.reshape(num, side, 2, 2, side, 2, 2)  # y, y of 2, y of 4, x, x of 2, x of 4
-    return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(num, -1)
 
 
 class Prompts(TypedDict, total=False):

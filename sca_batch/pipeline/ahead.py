@@ -13,6 +13,8 @@ from sca_batch.records import ImageRef
 
 __all__ = ["decode_ahead"]
 
+TYPICAL_BYTES = 36 << 20  # of 12 megapixels
+
 _Queue = deque[tuple[ImageRef, Future[DecodedImage | ImageError]]]
 
 
@@ -23,15 +25,19 @@ def decode_ahead(
 ) -> Generator[tuple[ImageRef, DecodedImage | ImageError]]:
     """Every image in order, decoded while the one before is worked on.
 
-    At most `decode_ahead` of them wait, and no more are begun while those that are done take more
-    than `decode_ahead_bytes`.
+    At most `decode_ahead` of them wait, and no more are begun while those that are done, and what
+    those in flight may come to, take more than `decode_ahead_bytes`; one is always on its way.
     """
     source = iter(refs)
     pool = ThreadPoolExecutor(batches.decode_threads, thread_name_prefix="decode")
     queue: _Queue = deque()
+    expected = TYPICAL_BYTES
     try:
         while True:
-            while len(queue) < batches.decode_ahead and _held(queue) <= batches.decode_ahead_bytes:
+            while not queue or (
+                len(queue) < batches.decode_ahead
+                and _held(queue, expected) <= batches.decode_ahead_bytes
+            ):
                 ref = next(source, None)
                 if ref is None:
                     break
@@ -39,15 +45,21 @@ def decode_ahead(
             if not queue:
                 return
             ref, future = queue.popleft()
-            yield ref, future.result()
+            result = future.result()
+            if isinstance(result, DecodedImage):
+                # The next may be as large; one that was is forgotten with time.
+                expected = max(result.rgb.nbytes, int(0.9 * expected))
+            yield ref, result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _held(queue: _Queue) -> int:
-    """Bytes of the pixels that wait."""
-    return sum(
-        image.rgb.nbytes
-        for _, future in queue
-        if future.done() and isinstance(image := future.result(), DecodedImage)
-    )
+def _held(queue: _Queue, expected: int) -> int:
+    """Bytes of the pixels that wait, those of images in flight as large as is to be expected."""
+    held = 0
+    for _, future in queue:
+        if not future.done():
+            held += expected
+        elif isinstance(image := future.result(), DecodedImage):
+            held += image.rgb.nbytes
+    return held + expected  # of the one that would be begun

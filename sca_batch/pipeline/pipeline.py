@@ -81,7 +81,8 @@ class Pipeline:
                 waiting += batch
                 # Captions are made for full batches; whatever fills up ends the wait.
                 num_regions = sum(len(item.proposals) for item in waiting)
-                if num_regions >= self.batches.caption_batch or num_regions == 0:
+                is_heavy = sum(i.pixel_bytes for i in waiting) > self.batches.decode_ahead_bytes
+                if num_regions >= self.batches.caption_batch or num_regions == 0 or is_heavy:
                     yield from self._caption(waiting)
                     waiting = []
             yield from self._caption(waiting)
@@ -90,7 +91,7 @@ class Pipeline:
 
     def run_one(self, ref: ImageRef, image: DecodedImage) -> ImageRecord:
         """The record of an image that is decoded already."""
-        item = Waiting(ref, image=image)
+        item = Waiting.of(ref, image)
         self._encode_and_propose([item])
         return next(self._caption([item]))
 
@@ -99,9 +100,9 @@ class Pipeline:
         with closing(decode_ahead(refs, self._decode, self.batches)) as decoded:
             for ref, result in decoded:
                 if isinstance(result, ImageError):
-                    yield Waiting(ref, record=failed_record(ref, result))
+                    yield Waiting(ref, record=failed_record(Waiting(ref), result))
                 else:
-                    yield Waiting(ref, image=result)
+                    yield Waiting.of(ref, result)
 
     def _decode(self, ref: ImageRef) -> DecodedImage | ImageError:
         try:
@@ -124,13 +125,13 @@ class Pipeline:
             item = live[i]
             assert item.image is not None
             item.encoded = EncodedImage(
-                item.image.rgb, None if embedding is None else embedding[None]
+                item.image.size_hw, None if embedding is None else embedding[None], item.image.rgb
             )
             try:
                 with self.watch("propose"):
                     proposals = fit(partial(self._propose, item.ref, item.encoded), self._points)
             except ImageError as error:
-                item.record = failed_record(item.ref, error, item.image)
+                item.record = failed_record(item, error)
                 continue
             if proposals is None:
                 item.record = out_of_memory_record(item)
@@ -138,6 +139,9 @@ class Pipeline:
                 item.record = finished_record(item, [])
             else:
                 item.proposals = proposals
+        for item in batch:
+            if item.record is not None or not self.captioner.needs_pixels:
+                item.drop_pixels()
 
     def _one_by_one(
         self,
@@ -206,8 +210,10 @@ class Pipeline:
                 encoded.size_hw,
                 prompts,
                 with_masks=self.captioner.needs_embedding,
+                prompts_per_batch=points_at_once,
                 mask_memory_bytes=memory,
             )
+        assert encoded.rgb is not None, "pixels are let go of when regions are there"
         proposals = propose_regions(
             self.model,
             encoded.rgb,
@@ -239,7 +245,7 @@ class Pipeline:
                 "the model's scores are not finite numbers; half precision overflows on some "
                 "images: try --dtype float32",
             )
-            return failed_record(item.ref, overflow, item.image)
+            return failed_record(item, overflow)
         least = self.regions.min_caption_score
         kept = [
             (proposal, caption)

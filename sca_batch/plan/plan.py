@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.listing import STORE_SCHEMA, Listing
-from sca_batch.manifests.row import prompts_from_json
+from sca_batch.manifests.listing import (
+    PROMPTS,
+    STORE_SCHEMA,
+    Listing,
+    PromptCell,
+    Survey,
+    prompts_from_cell,
+    row_keys,
+)
 from sca_batch.records import ImageRef
-from sca_batch.storage.digests import RowsDigest
+from sca_batch.storage.spool import Spool
 
 __all__ = [
-    "PLAN_FILE",
-    "PLAN_SCHEMA",
-    "Plan",
-    "Survey",
-    "make_plan",
-    "plan_head",
-    "plan_refs",
-    "row_ref",
-]
+    "PLAN_FILE", "PLAN_SCHEMA", "Plan", "PlanRow", "make_plan", "plan_head", "plan_refs", "row_ref",
+]  # fmt: skip
 
 PLAN_FILE = Path("plan") / "manifest.parquet"
 
@@ -37,58 +36,51 @@ PLAN_SCHEMA: dict[str, pl.DataType] = {
     "key": pl.String(),
     "uri": pl.String(),
     "file_name": pl.String(),
-    "prompts": pl.String(),
+    "prompts": PROMPTS,
     "extra": pl.String(),
 }
-FIRST_KEYS = 5  # that a survey shows
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one look at every row of a plan tells: schemes of its URLs, and its regions."""
+class PlanRow(TypedDict):
+    """One row with `PLAN_SCHEMA`'s columns."""
 
-    schemes: frozenset[str]
-    with_regions: int
-    first_without_regions: str | None
-    first_keys: tuple[str, ...]
+    image_id: int
+    key: str
+    uri: str
+    file_name: str
+    prompts: list[PromptCell] | None
+    extra: str
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """One row per image. The rows stand on disk; only batches of them are ever held.
 
-    `given_ids` says that the sources' ids are the images'; else rows count from 1.
+    The sources' ids are the images' where all rows have one and all are integers; else rows count
+    from 1. `skipped_files` counts what folders held beside images.
     """
 
-    listings: tuple[Listing, ...]
-    given_ids: bool
+    spools: tuple[Spool, ...]
     rows: int
+    survey: Survey
+    skipped_files: int
 
     def __len__(self) -> int:
         return self.rows
 
-    @property
-    def skipped_files(self) -> int:
-        """How many files folders held beside images."""
-        return sum(listing.skipped_files for listing in self.listings)
-
     def batches(self) -> Iterator[pl.DataFrame]:
         """The rows in order, with the columns of `PLAN_SCHEMA` and of `STORE_SCHEMA`.
 
-        `prompts` is JSON, or null where regions are to be proposed; `extra` is a JSON object.
+        `prompts` is null where regions are to be proposed; `extra` is a JSON object.
         """
         done = 0
-        for listing in self.listings:
-            for batch in listing.rows.batches():
-                batch = batch.head(self.rows - done)
-                if batch.is_empty():
-                    return
-                numbers = pl.int_range(done + 1, done + 1 + batch.height, dtype=pl.Int64)
-                done += batch.height
-                yield batch.with_columns(
-                    (pl.col("given_number") if self.given_ids else numbers).alias("image_id"),
-                    pl.coalesce("given_id", "file_name").alias("key"),
-                ).select([*PLAN_SCHEMA, *STORE_SCHEMA])
+        for batch in _head(self.spools, self.rows):
+            numbers = pl.int_range(done + 1, done + 1 + batch.height, dtype=pl.Int64)
+            done += batch.height
+            yield batch.with_columns(
+                (pl.col("given_number") if self.survey.numbered else numbers).alias("image_id"),
+                row_keys(batch),
+            ).select([*PLAN_SCHEMA, *STORE_SCHEMA])
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -96,120 +88,77 @@ class Plan:
         frames = (batch.select(list(PLAN_SCHEMA)) for batch in self.batches())
         return pl.concat([pl.DataFrame(schema=PLAN_SCHEMA), *frames])
 
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the rows' `PLAN_SCHEMA` columns, in hexadecimal."""
-        digest = RowsDigest(list(PLAN_SCHEMA))
-        for batch in self.batches():
-            rows = batch.select(list(PLAN_SCHEMA))
-            digest.add(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
-        return digest.hexdigest()
-
-    @cached_property
-    def survey(self) -> Survey:
-        """What the rows name and give, from one look at all of them."""
-        schemes: set[str] = set()
-        with_regions, without, keys = 0, None, list[str]()
-        for batch in self.batches():
-            found = batch["uri"].str.extract(r"^([A-Za-z][A-Za-z0-9+.-]*)://").drop_nulls()
-            schemes.update(found.str.to_lowercase().unique())
-            lacking = batch.filter(pl.col("prompts").is_null())
-            with_regions += batch.height - lacking.height
-            if without is None and lacking.height:
-                without = str(lacking["key"][0])
-            keys += batch["key"].head(FIRST_KEYS - len(keys)).to_list()
-        return Survey(frozenset(schemes), with_regions, without, tuple(keys))
-
 
 def make_plan(listings: Sequence[Listing]) -> Plan:
     """Numbers the rows of all listings, in their order.
 
-    The given ids are kept when every row has one and all are integers; else rows count from 1.
     A row's key is its given id, or without one its file name.
 
     Raises:
-        ScaError: naming both places, when two rows have one key.
+        ScaError: naming both rows, when two have one key.
     """
-    _refuse_duplicates(listings)
-    given_ids = all(
-        batch["given_number"].null_count() == 0
-        for listing in listings
-        for batch in listing.rows.batches(["given_number"])
+    survey = Survey.joined([listing.survey for listing in listings])
+    _refuse_duplicates(listings, survey.key_hashes)
+    return Plan(
+        tuple(listing.rows for listing in listings),
+        sum(len(listing.rows) for listing in listings),
+        replace(survey, key_hashes=survey.key_hashes[:0].copy()),  # of millions they are much
+        sum(listing.skipped_files for listing in listings),
     )
-    return Plan(tuple(listings), given_ids, sum(len(listing.rows) for listing in listings))
 
 
 def plan_head(plan: Plan, limit: int) -> Plan:
-    """The plan of the first `limit` rows."""
+    """The plan of the first `limit` rows, as if there were no others."""
     if limit >= len(plan):
         return plan
-    # Whether ids are given is the rows' own affair, not that of those which are left out.
-    given_ids, left = True, limit
-    for listing in plan.listings:
-        for batch in listing.rows.batches(["given_number"]):
-            given_ids &= batch["given_number"].head(left).null_count() == 0
-            left -= min(left, batch.height)
-    return Plan(plan.listings, given_ids, limit)
+    surveys = [Survey.of(batch) for batch in _head(plan.spools, limit)]
+    return replace(plan, rows=limit, survey=Survey.joined(surveys))
+
+
+def _head(spools: Sequence[Spool], most: int) -> Iterator[pl.DataFrame]:
+    """The first rows, as they were listed."""
+    for spool in spools:
+        for batch in spool.batches():
+            if not most:
+                return
+            yield batch.head(most)
+            most -= min(most, batch.height)
 
 
 def plan_refs(plan: Plan) -> Iterator[ImageRef]:
     """Every image of the plan, in order."""
     for batch in plan.batches():
         for row in batch.iter_rows(named=True):
-            yield row_ref(row)
+            yield row_ref(cast(PlanRow, row))
 
 
-def row_ref(row: dict[str, Any]) -> ImageRef:
+def row_ref(row: PlanRow) -> ImageRef:
     """The image of one row with `PLAN_SCHEMA`'s columns."""
     return ImageRef(
         image_id=row["image_id"],
         key=row["key"],
         uri=row["uri"],
         file_name=row["file_name"],
-        prompts=prompts_from_json(row["prompts"]),
+        prompts=prompts_from_cell(row["prompts"]),
         extra=json.loads(row["extra"]),
     )
 
 
-def _refuse_duplicates(listings: Sequence[Listing]) -> None:
-    """Compares the keys' digests, 8 bytes each, and the keys themselves where two are equal."""
-    hashes = [
-        _keys(batch).hash().to_numpy()
-        for listing in listings
-        for batch in listing.rows.batches(["given_id", "file_name"])
-    ]
-    again = _repeated(np.concatenate(hashes))
-    if not len(again):
-        return
-    seen: dict[str, tuple[Listing, int, str]] = {}
-    suspects = pl.Series(again)
-    for listing in listings:
-        for batch in listing.rows.batches():
-            keyed = batch.with_columns(_keys(batch).alias("key"))
-            for row in keyed.filter(keyed["key"].hash().is_in(suspects)).iter_rows(named=True):
-                here = (listing, row["position"], row["uri"])
-                if row["key"] in seen:
-                    raise _duplicate(row, here, seen[row["key"]])
-                seen[row["key"]] = here
-
-
-def _keys(batch: pl.DataFrame) -> pl.Series:
-    return batch.select(pl.coalesce("given_id", "file_name").alias("key")).to_series()
-
-
-def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    hashes.sort()
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-
-
-def _duplicate(
-    row: dict[str, Any], again: tuple[Listing, int, str], first: tuple[Listing, int, str]
-) -> ScaError:
-    places = [listing.place(position, uri) for listing, position, uri in (again, first)]
-    if row["given_id"] is not None:
-        what = f"image_id {json.dumps(row['key'])}"
-        fix = "give every row an id of its own"
-    else:
-        what = row["key"]
-        fix = "list each image once, or give every row an image_id"
-    return ScaError(f"{places[0]}: {what} stands already in {places[1]}; {fix}")
+def _refuse_duplicates(listings: Sequence[Listing], hashes: npt.NDArray[np.uint64]) -> None:
+    """Compares the keys themselves where two of their hashes are equal."""
+    hashes = np.sort(hashes)
+    again = pl.Series(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+    seen: dict[str, str] = {}
+    for listing in listings if len(again) else ():
+        for batch in listing.rows.batches(["position", "given_id", "uri", "file_name"]):
+            keys = row_keys(batch)
+            suspects = batch.with_columns(keys).filter(keys.hash().is_in(again))
+            for position, given_id, uri, _, key in suspects.iter_rows():
+                place = listing.place(position, uri)
+                if key in seen:
+                    what = key if given_id is None else f"image_id {json.dumps(key)}"
+                    fix = "list each image once, or give every row an image_id"
+                    if given_id is not None:
+                        fix = "give every row an id of its own"
+                    raise ScaError(f"{place}: {what} stands already in {seen[key]}; {fix}")
+                seen[key] = place

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sca_batch.errors import ScaError
-from sca_batch.plan.plan import PLAN_FILE, PLAN_SCHEMA, Plan, row_ref
+from sca_batch.plan.plan import PLAN_FILE, PLAN_SCHEMA, Plan, PlanRow, row_ref
 from sca_batch.records import ImageRef
 from sca_batch.storage.atomic import writing
 from sca_batch.storage.digests import RowsDigest
@@ -22,19 +22,14 @@ from sca_batch.storage.spool import rebatched
 from sca_batch.storage.stores import AnyPath, StorePath
 
 __all__ = [
-    "CUT_SCHEMA",
-    "CutPlan",
-    "cut_frames",
-    "gone_ids",
-    "open_plan",
-    "stat_columns",
-    "write_cut_plan",
-]
+    "RUN_PLAN_SCHEMA", "RunPlan", "gone_ids", "open_run_plan", "run_plan_frames", "stat_columns",
+    "write_run_plan",
+]  # fmt: skip
 
 # What a run adds to the rows of a plan. A row's version rises when it is to be done again; `gone`
 # marks one whose source has vanished; size and time are the file's when it was listed, size and
 # etag the object's.
-CUT_SCHEMA: dict[str, pl.DataType] = {
+RUN_PLAN_SCHEMA: dict[str, pl.DataType] = {
     **PLAN_SCHEMA,
     "shard": pl.Int32(),
     "version": pl.Int32(),
@@ -46,7 +41,7 @@ CUT_SCHEMA: dict[str, pl.DataType] = {
 ROWS_AT_ONCE = 4096  # of a row group at most: what is read to find the rows of one shard
 
 
-class CutPlan:
+class RunPlan:
     """OUT/plan/manifest.parquet.
 
     Only the shards' bounds are held, and of rows those that have a version or have vanished.
@@ -66,7 +61,7 @@ class CutPlan:
             raise ScaError(f"{path}: not a plan of this program; start again with --overwrite")
         self.digest = metadata[b"sca.plan_digest"].decode()
         self.rows_digest = metadata[b"sca.rows_digest"].decode()
-        self._cached: tuple[int, list[dict[str, object]]] = (-1, [])
+        self._cached: tuple[int, list[PlanRow]] = (-1, [])
 
     def _unreadable(self, error: Exception) -> ScaError:
         return ScaError(f"{self.path}: not a readable plan ({error}); start again with --overwrite")
@@ -83,8 +78,8 @@ class CutPlan:
             shards = batch["shard"].to_numpy()
             versions = batch["version"].to_numpy()
             starts.append(np.flatnonzero(np.diff(shards, prepend=before)) + rows)
-            places = np.flatnonzero(versions)
-            versioned.append(np.stack([places + rows, versions[places]]))
+            raised = np.flatnonzero(versions)
+            versioned.append(np.stack([raised + rows, versions[raised]]))
             gone.append(np.flatnonzero(batch["gone"].to_numpy(zero_copy_only=False)) + rows)
             rows, before = rows + len(shards), int(shards[-1])
         self._starts: npt.NDArray[np.int64] = np.concatenate([*starts, [rows]]).astype(np.int64)
@@ -109,9 +104,9 @@ class CutPlan:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def is_gone(self, row: int) -> bool:
-        """Whether the source of a row has vanished."""
-        place = np.searchsorted(self.gone_rows, row)
-        return bool(place < len(self.gone_rows) and self.gone_rows[place] == row)
+        """True for a row whose source has vanished."""
+        at = np.searchsorted(self.gone_rows, row)
+        return bool(at < len(self.gone_rows) and self.gone_rows[at] == row)
 
     def versions(self, index: int, rows: int | None = None) -> str:
         """The versions of a shard's first `rows` rows that are not 0, as shards carry them."""
@@ -123,8 +118,9 @@ class CutPlan:
 
     def refs(self, index: int) -> list[ImageRef]:
         """The images of one shard."""
+        self._refuse_older()
         first, last = self.first_row(index), self.first_row(index) + self.rows_of(index)
-        rows: list[dict[str, object]] = []
+        rows: list[PlanRow] = []
         while first < last:
             group = int(np.searchsorted(self._groups, first, side="right")) - 1
             start, end = self._groups[group : group + 2].tolist()
@@ -132,21 +128,17 @@ class CutPlan:
             first = end
         return [row_ref(row) for row in rows]
 
-    def _group(self, group: int) -> list[dict[str, object]]:
+    def _group(self, group: int) -> list[PlanRow]:
         if self._cached[0] != group:
             table = self._file.read_row_group(group, list(PLAN_SCHEMA), use_threads=False)
             self._cached = (group, table.to_pylist())
         return self._cached[1]
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
-        """Every row, with all of `CUT_SCHEMA`'s columns or some, in batches."""
-        wanted = columns or list(CUT_SCHEMA)
-        # Plans that were made before there was a column have nothing in it.
-        known = [name for name in wanted if name in self._file.schema_arrow.names]
-        absent = [pl.lit(None, CUT_SCHEMA[n]).alias(n) for n in wanted if n not in known]
-        for batch in self._tables(known):
-            frame = cast(pl.DataFrame, pl.from_arrow(batch))
-            yield frame.with_columns(absent).select(wanted)
+        """Every row, with all of `RUN_PLAN_SCHEMA`'s columns or some, in batches."""
+        wanted = columns or list(RUN_PLAN_SCHEMA)
+        for table in self._tables(wanted):
+            yield cast(pl.DataFrame, pl.from_arrow(table)).select(wanted)
 
     def _tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         try:
@@ -155,12 +147,20 @@ class CutPlan:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
 
+    def _refuse_older(self) -> None:
+        if self._file.schema_arrow.field("prompts").type in (pa.string(), pa.large_string()):
+            raise ScaError(
+                f"{self.path}: made by an older version; finish it with that one, or start again "
+                "with --overwrite"
+            )
+
     def check(self) -> None:
         """Compares the rows with the digest that was written beside them.
 
         Raises:
-            ScaError: when they differ.
+            ScaError: when they differ, or are those of an older version.
         """
+        self._refuse_older()
         digest = RowsDigest(self._file.schema_arrow.names)
         for table in self._tables():
             digest.add(table)
@@ -171,7 +171,7 @@ class CutPlan:
             )
 
 
-def open_plan(out: AnyPath) -> CutPlan:
+def open_run_plan(out: AnyPath) -> RunPlan:
     """The plan of the run in OUT.
 
     Raises:
@@ -180,11 +180,11 @@ def open_plan(out: AnyPath) -> CutPlan:
     path = out / PLAN_FILE
     if not path.exists():
         raise ScaError(f"{path}: no plan; this folder holds no run that could go on")
-    return CutPlan(path)
+    return RunPlan(path)
 
 
-def cut_frames(plan: Plan, shard_size: int) -> Iterator[pl.DataFrame]:
-    """A fresh plan's rows with `CUT_SCHEMA`'s columns, `shard_size` rows in each shard."""
+def run_plan_frames(plan: Plan, shard_size: int) -> Iterator[pl.DataFrame]:
+    """A fresh plan's rows with `RUN_PLAN_SCHEMA`'s columns, `shard_size` rows in each shard."""
     done = 0
     for batch in plan.batches():
         rows = pl.int_range(done, done + batch.height, dtype=pl.Int64)
@@ -219,13 +219,19 @@ def stat_columns(batch: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     )
 
 
-def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) -> CutPlan:
-    """Writes OUT/plan/manifest.parquet; `digest` is that of the plan the run began with."""
+def write_run_plan(
+    frames: Iterable[pl.DataFrame], out: AnyPath, digest: str | None = None
+) -> RunPlan:
+    """Writes OUT/plan/manifest.parquet.
+
+    `digest` is that of the plan the run began with, by default the frames' own: the sha256 of
+    their `PLAN_SCHEMA` columns.
+    """
     path = out / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = [pl.col(name).cast(kind) for name, kind in CUT_SCHEMA.items()]
-    empty = pl.DataFrame(schema=CUT_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
-    rows_digest = RowsDigest(list(CUT_SCHEMA))
+    columns = [pl.col(name).cast(kind) for name, kind in RUN_PLAN_SCHEMA.items()]
+    empty = pl.DataFrame(schema=RUN_PLAN_SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest())
+    plan_digest, rows_digest = RowsDigest(list(PLAN_SCHEMA)), RowsDigest(list(RUN_PLAN_SCHEMA))
     with (
         writing(path) as file,
         pq.ParquetWriter(file, empty.schema, compression="zstd") as writer,
@@ -234,18 +240,22 @@ def write_cut_plan(frames: Iterable[pl.DataFrame], out: AnyPath, digest: str) ->
         for frame in rebatched(frames, ROWS_AT_ONCE):
             table = frame.select(columns).to_arrow(compat_level=pl.CompatLevel.oldest())
             rows_digest.add(table)
+            if digest is None:
+                plan_digest.add(table.select(list(PLAN_SCHEMA)))
             writer.write_table(table, row_group_size=ROWS_AT_ONCE)
-        writer.add_key_value_metadata(
-            {"sca.plan_digest": digest, "sca.rows_digest": rows_digest.hexdigest()}
-        )
-    return CutPlan(path)
+        digests = {
+            "sca.plan_digest": digest or plan_digest.hexdigest(),
+            "sca.rows_digest": rows_digest.hexdigest(),
+        }
+        writer.add_key_value_metadata(digests)
+    return RunPlan(path)
 
 
 def gone_ids(out: AnyPath) -> frozenset[int]:
     """Ids of the images whose sources have vanished; they are left out of exports."""
     if not (out / PLAN_FILE).exists():
         return frozenset()
-    plan = open_plan(out)
+    plan = open_run_plan(out)
     if not len(plan.gone_rows):
         return frozenset()
     gone = (batch.filter("gone")["image_id"] for batch in plan.batches(["image_id", "gone"]))

@@ -1,4 +1,4 @@
-"""What people have, folders, files, patterns and manifests, as one plan."""
+"""Folders, files, patterns, archives, stores and manifests as one plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,33 +15,21 @@ from typing import BinaryIO, Literal
 import polars as pl
 
 from sca_batch.errors import ScaError
+from sca_batch.images.formats import has_image_suffix, is_image, looks_like_image
 from sca_batch.manifests.formats import MANIFEST_SUFFIXES
 from sca_batch.manifests.listing import LISTING_SCHEMA, Listing
 from sca_batch.manifests.read import STDIN, is_manifest, read_manifest
 from sca_batch.manifests.values import BoxFormat
-from sca_batch.plan.listings import is_archive, list_archive, list_store
+from sca_batch.plan.listings import list_archive, list_store
 from sca_batch.plan.plan import Plan, make_plan
 from sca_batch.records import redacted
-from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER
-from sca_batch.storage.spool import Spool
+from sca_batch.storage.archives import ARCHIVE_SUFFIXES, MEMBER, is_archive
 from sca_batch.storage.stores import AnyPath, StorePath
 
-__all__ = [
-    "FolderListing",
-    "has_image_suffix",
-    "list_folder",
-    "plan_sources",
-    "refuse_output_inside",
-]
+__all__ = ["FolderListing", "list_folder", "plan_sources", "refuse_output_inside"]
 
-IsImage = Callable[[Path], bool]
 Kind = Literal["manifest", "folder", "image", "pattern", "archive", "store"]
 
-# Written out: the system's table of types differs from machine to machine.
-IMAGE_SUFFIXES = {
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
 NAMES_AT_ONCE = 50_000  # Python strings alive while a folder is listed
 
 
@@ -57,16 +45,15 @@ class FolderListing:
 def plan_sources(
     sources: Sequence[str],
     *,
-    is_image: IsImage,
     box_format: BoxFormat | None = None,
     stdin: BinaryIO | None = None,
 ) -> Plan:
     """Lists every source and numbers what they hold.
 
     A source is a folder, an image, a glob pattern, a zip or tar, a URL of an object store, a
-    manifest or `-`. File names are relative to
-    the folder, to the image's or the manifest's folder, or to the part of the pattern before its
-    first wildcard; with several such places, to the folder that they have in common.
+    manifest or `-`. File names are relative to the folder, to the image's or the manifest's folder,
+    or to the part of the pattern before its first wildcard; with several, to the folder that they
+    have in common.
 
     Raises:
         ScaError: for a source that is missing, empty or wrong, and for an image listed twice.
@@ -79,31 +66,31 @@ def plan_sources(
     for kind, group in groupby(kinds, key=lambda pair: pair[0]):
         names = [source for _, source in group]
         if kind == "image":  # a shell expands *.jpg to thousands of arguments
-            listings.append(_image_listing(names, root, is_image))
+            listings.append(_image_listing(names, root))
         elif kind == "manifest":
             listings += [
                 read_manifest(name, root=root, box_format=box_format, stdin=stdin) for name in names
             ]
         elif kind == "folder":
-            listings += [_folder_listing(name, root, is_image) for name in names]
+            listings += [_folder_listing(name, root) for name in names]
         elif kind == "archive":
             listings += [_archive_listing(name, root) for name in names]
         elif kind == "store":
             listings += [_store_listing(name) for name in names]
         else:
             for name in names:
-                listings += _pattern_listings(name, root, is_image, box_format)
+                listings += _pattern_listings(name, root, box_format)
     return make_plan(listings)
 
 
-def list_folder(folder: Path, is_image: IsImage) -> FolderListing:
+def list_folder(folder: Path) -> FolderListing:
     """Every image at any depth below `folder`; names that begin with a dot are not looked at.
 
-    Links to folders are followed, but no folder is entered twice: its own place comes first, then
-    the links in the order of their names.
+    Links to folders are followed, but no folder is entered twice: by its own name first, then
+    by the links in the order of their names.
     """
     looked_at: Counter[str] = Counter()
-    names = _walk(folder, is_image, looked_at)
+    names = _walk(folder, looked_at)
     chunks = [pl.Series("file_name", [], dtype=pl.String)]
     while chunk := list(islice(names, NAMES_AT_ONCE)):
         chunks.append(pl.Series("file_name", chunk, dtype=pl.String))
@@ -133,11 +120,6 @@ def refuse_output_inside(sources: Sequence[str], out: AnyPath) -> None:
                 f"{out}: the output would lie inside the source {source}; choose a folder beside "
                 f"it, such as -o {folder.parent / f'{folder.name}-captions'}"
             )
-
-
-def has_image_suffix(path: Path) -> bool:
-    """True when the name claims to be an image's."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _kind(source: str) -> Kind:
@@ -173,7 +155,7 @@ def _common(roots: Iterable[str]) -> Path:
     return Path(os.path.commonpath(sorted(set(roots))))
 
 
-def _walk(folder: Path, is_image: IsImage, looked_at: Counter[str]) -> Iterator[str]:
+def _walk(folder: Path, looked_at: Counter[str]) -> Iterator[str]:
     entered: set[tuple[int, int]] = set()
     ahead, links = [""], deque[str]()
     while ahead or links:
@@ -213,99 +195,76 @@ def _utf8(name: str, folder: str) -> str:
 
 
 def _named(
-    files: pl.Series, base: str, root: Path, **columns: pl.Expr | pl.Series
+    found: pl.DataFrame, base: str, root: Path, **columns: pl.Expr
 ) -> Iterator[pl.DataFrame]:
-    """Files relative to `base` as a listing, named relative to `root`, in batches.
+    """Files relative to `base`, in the column `file`, as a listing in batches.
 
-    `columns` replace what is made from the files' names.
+    Their names are made relative to `root`; `columns` replace what is made from the names.
     """
     below = os.path.relpath(base, root)
     prefix = "" if below == "." else f"{below}/"
-    for start in range(0, len(files), NAMES_AT_ONCE):
-        frame = pl.DataFrame({"file": files.slice(start, NAMES_AT_ONCE)}).with_columns(
-            pl.int_range(start, start + pl.len(), dtype=pl.Int64).alias("position"),
-            pl.lit(None, pl.Int64).alias("given_number"),
-            pl.lit(None, pl.String).alias("given_id"),
-            (pl.lit(base.rstrip("/") + "/") + pl.col("file")).alias("uri"),
-            (pl.lit(prefix) + pl.col("file")).alias("file_name"),
-            pl.lit(None, pl.String).alias("prompts"),
-            pl.lit("{}", pl.String).alias("extra"),
-            pl.lit(None, pl.Int64).alias("size"),
-            pl.lit(None, pl.String).alias("etag"),
-        )
-        yield frame.with_columns(
-            (column.slice(start, NAMES_AT_ONCE) if isinstance(column, pl.Series) else column).alias(
-                name
-            )
-            for name, column in columns.items()
-        )
+    made = {name: pl.lit(None, kind) for name, kind in LISTING_SCHEMA.items()} | {
+        "uri": pl.lit(base.rstrip("/") + "/") + pl.col("file"),
+        "file_name": pl.lit(prefix) + pl.col("file"),
+        "extra": pl.lit("{}"),
+    }
+    for start in range(0, found.height, NAMES_AT_ONCE):
+        positions = pl.int_range(start, start + pl.len(), dtype=pl.Int64)
+        batch = found.slice(start, NAMES_AT_ONCE)
+        yield batch.select(**made | {"position": positions} | columns)
 
 
-def _listing(name: str, frames: Iterable[pl.DataFrame], skipped_files: int = 0) -> Listing:
-    return Listing(name, Spool.of(frames, LISTING_SCHEMA), "file", skipped_files)
-
-
-def _folder_listing(source: str, root: Path, is_image: IsImage) -> Listing:
-    found = list_folder(Path(source), is_image)
+def _folder_listing(source: str, root: Path) -> Listing:
+    found = list_folder(Path(source))
     if found.files.is_empty():
         raise ScaError(
             f"{source}: no images; looked at {_counts(found.skipped_files, found.folders)}"
         )
-    frames = _named(found.files, os.path.abspath(source), root)
-    return _listing(f"the folder {source}", frames, found.skipped_files)
+    frames = _named(found.files.to_frame("file"), os.path.abspath(source), root)
+    return Listing.of(f"the folder {source}", frames, "file", found.skipped_files)
 
 
 def _archive_listing(source: str, root: Path) -> Listing:
-    found, skipped = list_archive(source, lambda name: has_image_suffix(Path(name)))
+    found, skipped = list_archive(source)
     if found.is_empty():
         raise ScaError(f"{source}: no images among its {skipped:,} members")
     # Members keep the names that they have there, hostile ones too: they are looked up, not opened.
     frames = _named(
-        found["file"],
+        found,
         "/",
         root,
-        extra=found["extra"],
+        extra=pl.col("extra"),
         uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
         file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )
-    return _listing(f"the archive {source}", frames, skipped)
+    return Listing.of(f"the archive {source}", frames, "file", skipped)
 
 
 def _store_listing(source: str) -> Listing:
-    found, skipped = list_store(source, lambda name: has_image_suffix(Path(name)))
+    found, skipped = list_store(source)
     if found.is_empty():
         raise ScaError(f"{redacted(source)}: no images among {skipped:,} objects")
-    frames = _named(
-        found["file"],
-        "/",
-        Path("/"),
-        uri=found["uri"],
-        file_name=pl.col("file"),
-        size=found["size"],
-        etag=found["etag"],
-    )
-    return _listing(redacted(source), frames, skipped)
+    given = {name: pl.col(name) for name in ("uri", "size", "etag")}
+    frames = _named(found, "/", Path("/"), file_name=pl.col("file"), **given)
+    return Listing.of(redacted(source), frames, "file", skipped)
 
 
-def _image_listing(sources: Sequence[str], root: Path, is_image: IsImage) -> Listing:
+def _image_listing(sources: Sequence[str], root: Path) -> Listing:
     for source in sources:
-        # A name that claims to be an image's is taken at its word; its record will say what is
-        # wrong with it.
-        if not has_image_suffix(Path(source)) and not (
-            os.path.isfile(source) and is_image(Path(source))
-        ):
+        path = Path(source)
+        if not has_image_suffix(path) and not (path.is_file() and looks_like_image(path)):
             raise ScaError(
                 f"{source}: neither an image nor a manifest; expected image content, or one of the "
                 f"suffixes {', '.join((*MANIFEST_SUFFIXES, *ARCHIVE_SUFFIXES))}"
             )
-    files = pl.Series("file", [_utf8(os.path.abspath(s).lstrip("/"), "/") for s in sources])
-    names = pl.Series([os.path.relpath(source, root) for source in sources])
-    return _listing("the command line", _named(files, "/", root, file_name=names))
+    files = [_utf8(os.path.abspath(source).lstrip("/"), "/") for source in sources]
+    names = [os.path.relpath(source, root) for source in sources]
+    found = pl.DataFrame({"file": files, "file_name": names})
+    frames = _named(found, "/", root, file_name=pl.col("file_name"))
+    return Listing.of("the command line", frames)
 
 
-def _pattern_listings(
-    source: str, root: Path, is_image: IsImage, box_format: BoxFormat | None
-) -> list[Listing]:
+def _pattern_listings(source: str, root: Path, box_format: BoxFormat | None) -> list[Listing]:
     """A pattern's matches are sifted as a folder's files are; with no image, manifests count."""
     base = _root("pattern", source)
     matches = sorted(glob.glob(source, recursive=True))
@@ -314,7 +273,7 @@ def _pattern_listings(
     for match in matches:
         path = Path(os.path.abspath(match))
         if path.is_dir():
-            found = list_folder(path, is_image)
+            found = list_folder(path)
             images.update(os.path.relpath(path / name, base) for name in found.files)
             skipped += found.skipped_files
         elif path.is_file() and is_image(path):
@@ -322,8 +281,8 @@ def _pattern_listings(
         else:
             skipped += 1
     if images:
-        frames = _named(pl.Series("file", sorted(images)), base, root)
-        return [_listing(f"the pattern {source}", frames, skipped)]
+        frames = _named(pl.DataFrame({"file": sorted(images)}), base, root)
+        return [Listing.of(f"the pattern {source}", frames, "file", skipped)]
     manifests = [match for match in matches if is_manifest(match) and os.path.isfile(match)]
     if manifests:
         return [read_manifest(match, root=root, box_format=box_format) for match in manifests]

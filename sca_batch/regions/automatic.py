@@ -191,6 +191,8 @@ def _survivors(
         mask_M=which_M + FIRST_OF_THREE,
         size_hw=crop.size_hw,
         mask_memory_bytes=mask_memory_bytes,
+        # Uncropped, transposed, and compared with their neighbours.
+        pixels_beside=0 if crop.size_hw == image_hw else 3 * image_hw[0] * image_hw[1],
     ):
         stability = stability_scores(logits_MHW, settings.stability_score_offset).cpu()
         stable = stability >= settings.stability_score_thresh

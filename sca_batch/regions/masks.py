@@ -62,19 +62,22 @@ def mask_logits(
     mask_M: Indices,
     size_hw: tuple[int, int],
     mask_memory_bytes: int,
+    pixels_beside: int = 0,
 ) -> Iterator[tuple[Indices, Tensor]]:
     """Logits of chosen masks at the original size, chunk by chunk: which of M, and (m, H, W).
 
     `prompt_M` ascends and says which prompt each mask is of, `mask_M` which of its masks (0 is the
     single one). Prompts without a chosen mask are never upscaled. One mask is always made at a
-    time at least, whatever `mask_memory_bytes` says.
+    time at least, whatever `mask_memory_bytes` says. `pixels_beside` counts the booleans that the
+    caller makes of each mask in another frame.
     """
     image_size, grid, width = model.config.image_size, model.config.grid_size, model.config.width
     most = min(mask_memory_bytes, _MOST_BYTES.get(model.device.type, mask_memory_bytes))
     # Two upscaling steps and their activations, float32; then the four masks.
     prompts_at_once = max(1, most // (grid**2 * (28 * width + 256)))
     # Two sizes of float32 logits, and four sets of booleans made from them.
-    masks_at_once = max(1, most // (4 * image_size**2 + 8 * size_hw[0] * size_hw[1]))
+    each = 4 * image_size**2 + 8 * size_hw[0] * size_hw[1] + pixels_beside
+    masks_at_once = max(1, most // each)
     prompts, row_M = np.unique(prompt_M, return_inverse=True)
     for start in range(0, len(prompts), prompts_at_once):
         some = _index(prompts[start : start + prompts_at_once], model.device)
@@ -114,14 +117,14 @@ def encode_masks(masks_MHW: Tensor) -> list[Rle]:
     ]
 
 
-def _run_lengths(columns_MWH: Tensor) -> list[Rle]:
+def _run_lengths(columns_MWH: Tensor) -> list[dict[str, list[int]]]:
     """Uncompressed RLE; only the pixels where runs change leave the device."""
     num_masks, width, height = columns_MWH.shape
     pixels_MP = columns_MWH.flatten(1)
     changes = (pixels_MP[:, 1:] ^ pixels_MP[:, :-1]).nonzero().cpu().numpy()
     starts_set = pixels_MP[:, 0].tolist()
     cuts = np.searchsorted(changes[:, 0], np.arange(num_masks + 1))
-    encoded: list[Rle] = []
+    encoded = []
     for i, set_first in enumerate(starts_set):
         inner = changes[cuts[i] : cuts[i + 1], 1] + 1
         runs = np.diff(np.concatenate([[0], inner, [height * width]])).tolist()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import colorsys
 import textwrap
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sca_batch.boxes import rle_to_mask
+from sca_batch.dataset.schema import RegionRow
 from sca_batch.records import Rle
 
 __all__ = ["draw_regions"]
@@ -19,17 +19,6 @@ __all__ = ["draw_regions"]
 MASK_OPACITY = 0.45
 MIN_SIDE = 640  # small images are enlarged to this longest side, so that numbers can be read
 LEGEND_WIDTH = 420
-
-
-class RegionRow(TypedDict):
-    """As much of a row of a dataset's `regions` column as is shown; `bbox` is XYWH, in pixels."""
-
-    bbox: Sequence[float]
-    area: float
-    segmentation: Rle | None
-    caption: str
-    caption_score: float
-    predicted_iou: float | None
 
 
 def draw_regions(

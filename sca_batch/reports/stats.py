@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from sca_batch.boxes import xywh_to_xyxy
 from sca_batch.dataset.shards import RUN_FILE, iter_rows, read_run
 from sca_batch.errors import ScaError
-from sca_batch.manifests.stream import iter_manifest
+from sca_batch.manifests.formats import manifest_rows
 from sca_batch.manifests.values import BoxFormat
 from sca_batch.reports.gpt2 import Gpt2Tokenizer, count_words
 from sca_batch.reports.table4 import KINDS, PAPER_TABLE_4, Table4Row
@@ -42,7 +41,8 @@ DATASET_COLUMNS = ["status", "error_code", "width", "height"] + [
         *("stability_score", "crop_box"),
     )
 ]
-SCORES = ("caption_score", "predicted_iou", "stability_score")
+Score = Literal["caption_score", "predicted_iou", "stability_score"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class Sentence(NamedTuple):
@@ -252,17 +252,12 @@ def spread(counter: Counter[int], steps: int = 1) -> dict[str, float] | None:
 def _manifest_images(
     path: Path, statistics: Statistics, box_format: BoxFormat | None
 ) -> Iterator[Image]:
-    for _, row in iter_manifest(path, box_format=box_format):
-        extra = json.loads(row.extra)
-        origin = (extra.get("source"), extra.get("split"), extra.get("ref_protocol"))
+    for _, row in manifest_rows(path, box_format):
+        origin = (row.extra.get(name) for name in ("source", "split", "ref_protocol"))
         source, split, protocol = (value if isinstance(value, str) else "" for value in origin)
         statistics.origins[source, split, protocol] += 1
-        references = extra.get("references") or []
-        sentences = [[entry] if isinstance(entry, str) else entry for entry in references]
-        boxes = None
-        if row.prompts is not None:
-            boxes = [prompt.get("box") for prompt in json.loads(row.prompts)]
-        yield boxes, sentences, _size(extra)
+        boxes = None if row.prompts is None else [prompt.box_xyxy for prompt in row.prompts]
+        yield boxes, row.references, row.size_hw
 
 
 def _dataset_images(path: AnyPath, statistics: Statistics) -> Iterator[Image]:
@@ -270,18 +265,14 @@ def _dataset_images(path: AnyPath, statistics: Statistics) -> Iterator[Image]:
     for row in iter_rows(path, DATASET_COLUMNS):
         statistics.status[row["status"]] += 1
         if row["status"] == "failed":
-            statistics.errors[row["error_code"]] += 1
+            statistics.errors[str(row["error_code"])] += 1
             continue
         boxes = xywh_to_xyxy([region["bbox"] for region in row["regions"]] or np.zeros((0, 4)))
         for region in row["regions"]:
             for name in SCORES:
-                if region[name] is not None:
-                    statistics.scores[name][round(region[name] * SCORE_STEPS)] += 1
-        yield boxes.tolist(), [[region["caption"]] for region in row["regions"]], _size(row)
-
-
-def _size(row: Mapping[str, object]) -> tuple[int, int] | None:
-    height, width = row.get("height"), row.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
+                score = region[name]
+                if score is not None:
+                    statistics.scores[name][round(score * SCORE_STEPS)] += 1
+        height, width = row["height"], row["width"]
+        size_hw = (height, width) if height and width else None
+        yield boxes.tolist(), [[region["caption"]] for region in row["regions"]], size_hw

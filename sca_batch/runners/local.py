@@ -98,9 +98,9 @@ class LocalRunner(Generic[C, R, S, A]):
                 slot.process = slot.connection = None
 
     @property
-    def retired(self) -> list[str]:
+    def retired(self) -> tuple[str, ...]:
         """Devices on which no worker could start."""
-        return [slot.device for slot in self._slots if slot.retired]
+        return tuple(slot.device for slot in self._slots if slot.retired)
 
     @property
     def workers(self) -> int:
@@ -284,9 +284,9 @@ class LocalRunner(Generic[C, R, S, A]):
             ScaError, RuntimeError: when no other device is left that might serve.
         """
         slot.failed_starts += 1
-        if slot.failed_starts <= self._retries and not (crash and self._answer is None):
-            if slot.refusal is None:
-                return
+        is_hopeless = slot.refusal is not None or (crash is not None and self._answer is None)
+        if slot.failed_starts <= self._retries and not is_hopeless:
+            return
         others = [
             other
             for other in self._slots

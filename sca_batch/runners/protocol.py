@@ -125,7 +125,7 @@ class InlineRunner(Generic[C, R, S, A]):
     """Works in this process, for notebooks and debuggers. It cannot outlive what kills it."""
 
     workers = 1
-    retired: list[str] = []  # noqa: RUF012: nothing is ever added
+    retired: tuple[str, ...] = ()
 
     def __init__(self, make_worker: Callable[[str], Worker[C, R, S, A]], device: str) -> None:
         self.make_worker = make_worker

@@ -22,7 +22,7 @@ __all__ = ["NO_ROOM", "fsync_folder", "remove_unfinished", "writing"]
 # The disk, the quota, the limit on a file's size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
-# What the places in `faults` call a file, by the first part of its name.
+# What points in `faults` call a file, by the first part of its name.
 KINDS = {"manifest": "plan", "run": "run", "captions": "export", "summary": "summary"}
 
 
@@ -44,9 +44,9 @@ def writing(path: AnyPath, size: int | None = None) -> Iterator[BinaryIO]:
         if error.errno not in NO_ROOM:
             raise
         takes = "" if size is None else f"; it takes {_mib(size)}"
+        free = _mib(shutil.disk_usage(folder).free)
         raise NoRoomError(
-            f"{folder}: no space left to write {path.name}{takes}, and {_mib(_free(folder))} are "
-            "free"
+            f"{folder}: no space left to write {path.name}{takes}, and {free} are free"
         ) from None
 
 
@@ -97,10 +97,6 @@ def remove_unfinished(folder: AnyPath) -> None:
         for path in folder.iterdir():
             if UNFINISHED.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _mib(size: int) -> str:

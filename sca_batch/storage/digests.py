@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +49,28 @@ class RowsDigest:
         for column in rows.columns:
             chunks = column.combine_chunks()
             array = chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
-            _add(self._digest, array)
+            self._add(array)
+
+    def _add(self, array: pa.Array) -> None:
+        present = array.is_valid().to_numpy(zero_copy_only=False)
+        self._digest.update(len(present).to_bytes(8, "little"))
+        self._digest.update(np.packbits(present).tobytes())
+        kind = array.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            lengths = pc.list_value_length(array).fill_null(0).cast(pa.int64())
+            self._digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            self._add(pc.list_flatten(array))
+        elif pa.types.is_struct(kind):
+            for i in range(kind.num_fields):
+                self._add(pc.struct_field(array, [i]))
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            texts = array.drop_null().cast(pa.large_string())
+            lengths = pc.binary_length(texts).cast(pa.int64())
+            self._digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            self._digest.update(_text_bytes(texts))
+        else:
+            absent = False if pa.types.is_boolean(kind) else 0
+            self._digest.update(array.fill_null(absent).to_numpy(zero_copy_only=False).tobytes())
 
 
 def digest_rows(table: pa.Table) -> str:
@@ -58,28 +78,6 @@ def digest_rows(table: pa.Table) -> str:
     digest = RowsDigest(table.column_names)
     digest.add(table)
     return digest.hexdigest()
-
-
-def _add(digest: Any, array: pa.Array) -> None:
-    present = array.is_valid().to_numpy(zero_copy_only=False)
-    digest.update(len(present).to_bytes(8, "little"))
-    digest.update(np.packbits(present).tobytes())
-    kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths = pc.list_value_length(array).fill_null(0).cast(pa.int64())
-        digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
-        _add(digest, pc.list_flatten(array))
-    elif pa.types.is_struct(kind):
-        for i in range(kind.num_fields):
-            _add(digest, pc.struct_field(array, [i]))
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        texts = array.drop_null().cast(pa.large_string())
-        lengths = pc.binary_length(texts).cast(pa.int64())
-        digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
-        digest.update(_text_bytes(texts))
-    else:
-        absent = False if pa.types.is_boolean(kind) else 0
-        digest.update(array.fill_null(absent).to_numpy(zero_copy_only=False).tobytes())
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from sca_batch.errors import OutputError
+from sca_batch.storage.atomic import NO_ROOM
 
 __all__ = ["Scratch", "Spool", "rebatched"]
 
@@ -34,28 +33,28 @@ class Scratch:
         self.size = 0
 
     def append(self, content: bytes | bytearray | memoryview) -> int:
-        """Writes behind the end, and gives back where.
+        """The offset at which the bytes were written, which is the end before.
 
         Raises:
             OutputError: when there is no room for temporary files.
         """
-        place = self.size
+        offset = self.size
         try:
             self._file.write(content)
             self._file.flush()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in NO_ROOM:
                 raise
             raise OutputError(
                 f"{tempfile.gettempdir()}: no space left for temporary files, after "
-                f"{place >> 20:,} MiB of the plan's rows; free some, or set TMPDIR to a folder "
+                f"{offset >> 20:,} MiB of the plan's rows; free some, or set TMPDIR to a folder "
                 "with more"
             ) from None
         self.size += len(content)
-        return place
+        return offset
 
-    def read(self, place: int, length: int) -> bytes:
-        return os.pread(self._file.fileno(), length, place)
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
 
 
 class Spool:
@@ -64,7 +63,7 @@ class Spool:
     def __init__(self, schema: Mapping[str, pl.DataType]) -> None:
         self.schema = dict(schema)
         self._scratch = Scratch()
-        self._places: list[tuple[int, int]] = []  # of each batch: offset and length in bytes
+        self._batches: list[tuple[int, int]] = []  # of each batch: offset and length in bytes
         self._starts = [0]  # the first row of each batch, and the number of rows
 
     @classmethod
@@ -87,18 +86,15 @@ class Spool:
         if frame.is_empty():
             return
         for piece in rebatched([frame.select(list(self.schema))], frame.height):
-            table = piece.to_arrow(compat_level=pl.CompatLevel.oldest())
-            sink = pa.BufferOutputStream()
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-                writer.write_table(table.combine_chunks())
-            content = memoryview(sink.getvalue())
-            self._places.append((self._scratch.append(content), len(content)))
+            stream = io.BytesIO()
+            piece.rechunk().write_ipc_stream(stream, compression="lz4")
+            content = stream.getbuffer()
+            self._batches.append((self._scratch.append(content), len(content)))
             self._starts.append(len(self) + piece.height)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         """The rows, all columns or some, in batches as they were added."""
-        for batch in range(len(self._places)):
+        for batch in range(len(self._batches)):
             yield self._batch(batch, columns)
 
     def take(self, rows: npt.NDArray[np.int64]) -> pl.DataFrame:
@@ -116,14 +112,8 @@ class Spool:
         return pl.concat([pl.DataFrame(schema=self.schema), *self.batches()])
 
     def _batch(self, batch: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        offset, length = self._places[batch]
-        content = pa.py_buffer(self._scratch.read(offset, length))
-        names = list(self.schema)
-        wanted = names if columns is None else list(columns)
-        options = pa.ipc.IpcReadOptions(included_fields=sorted(names.index(n) for n in wanted))
-        with pa.ipc.open_stream(content, options=options) as reader:
-            table = reader.read_all()
-        return cast(pl.DataFrame, pl.from_arrow(table)).select(wanted)
+        content = self._scratch.read(*self._batches[batch])
+        return pl.read_ipc_stream(content, columns=list(columns or self.schema))
 
 
 def rebatched(

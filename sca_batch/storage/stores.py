@@ -1,4 +1,4 @@
-"""Object stores through fsspec: asked without caches, and tried again where that may help.
+"""Object stores through fsspec: asked without caches, and retried where that may help.
 
 An object appears whole or not at all: one PUT, or a multipart upload that is completed at its end.
 There is no rename.
@@ -6,57 +6,48 @@ There is no rename.
 
 from __future__ import annotations
 
-import asyncio
 import fnmatch
 import io
 import random
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sca_batch.errors import MissingPackageError, OutputError, ScaError
 from sca_batch.records import redacted
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
 __all__ = [
-    "STORES",
-    "TRIES",
-    "AnyPath",
-    "StoreError",
-    "StorePath",
-    "any_path",
-    "each",
-    "open_store",
-    "read_object",
-    "require_package",
-    "try_again",
-]
+    "STORES", "STORE_URLS", "TRIES", "AnyPath", "StoreError", "StorePath", "StoredObject",
+    "any_path", "each", "require_package",
+]  # fmt: skip
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # Object stores by scheme, each with the package that fsspec needs for it.
 STORES = {
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "memory": "fsspec",
-}
+    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "memory": "fsspec",
+}  # fmt: skip
+STORE_URLS = ", ".join(f"{scheme}://" for scheme in STORES)
 # A request is made at most so often, after waits of 0.3, 0.6, 1.2 and 2.4 s and up to half more.
 TRIES, FIRST_WAIT_S = 5, 0.3
-REQUEST_TIMEOUT_S = 60.0  # for one request whose size is not known
 # Exceptions of the stores' clients, which have no base in common, by the package they come from.
 CLIENTS = {
     "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs",
 }  # fmt: skip
+# What stores call that which they change when an object is replaced: S3 and Azure, Google Cloud,
+# and fsspec's memory.
+ETAGS = ("ETag", "etag", "generation", "last_modified", "LastModified", "created")
 THREADS = 16  # that wait for a store at the same time
 
 
@@ -64,11 +55,18 @@ class StoreError(OutputError):
     """A store that does not answer as it should, again and again. What was committed is kept."""
 
 
+class StoredObject(NamedTuple):
+    """An object in a listing: bytes, and whatever changes when it is replaced, as far as known."""
+
+    size: int | None
+    etag: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class StorePath:
-    """A place in an object store, with as much of `pathlib.Path` as a run's folder needs.
+    """The URL of an object or of what lies below, with as much of `pathlib.Path` as a run needs.
 
-    `url` ends without a slash. Every request is tried again with a wait in between.
+    `url` ends without a slash. Every request is retried with a wait in between.
 
     Raises:
         StoreError: from any method, when the store still does not answer.
@@ -95,6 +93,11 @@ class StorePath:
     def parent(self) -> StorePath:
         return StorePath(self.url.rpartition("/")[0])
 
+    @property
+    def key(self) -> str:
+        """The bucket and the name in it, as the store's own listings have them."""
+        return _open(self.url)[1].strip("/")
+
     def with_name(self, name: str) -> StorePath:
         return self.parent / name
 
@@ -105,46 +108,65 @@ class StorePath:
         return bool(self._ask(lambda store, path: store.isfile(path)))
 
     def is_dir(self) -> bool:
-        """Whether anything stands below this place; a store has no empty folders."""
+        """True when there is anything below; a store has no empty folders."""
         return next(self.iterdir(), None) is not None
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Nothing: folders are parts of names."""
 
     def iterdir(self) -> Iterator[StorePath]:
-        """What stands here, folders included, by name."""
-
-        def listed(store: Any, path: str) -> list[str]:
-            try:
-                return sorted(str(entry) for entry in store.ls(path, detail=False))
-            except FileNotFoundError:
-                return []
-
-        for found in self._ask(listed):
-            name = found.rstrip("/").rpartition("/")[2]
-            if name != self.name or found.rstrip("/").count("/") > self._depth():
-                yield self / name
+        """The objects and folders directly below, by name."""
+        try:
+            listed = self._ask(lambda store, path: store.ls(path, detail=False))
+        except FileNotFoundError:
+            return
+        # An object is listed as what is below itself.
+        keys = {str(entry).strip("/") for entry in listed} - {self.key}
+        yield from (self / key.rpartition("/")[2] for key in sorted(keys))
 
     def glob(self, pattern: str) -> Iterator[StorePath]:
         """Objects directly below whose name fits; only those with the pattern's beginning."""
         prefix = pattern[: min((pattern.find(c) for c in "*?[" if c in pattern), default=None)]
 
-        def found(store: Any, path: str) -> list[str]:
+        def found(store: AbstractFileSystem, path: str) -> list[str]:
             narrow = {"prefix": prefix} if store.async_impl else {}
             names = store.find(path, maxdepth=1, **narrow)
             return [str(name).rpartition("/")[2] for name in names]
 
-        for name in sorted(self._ask(found)):
-            if fnmatch.fnmatchcase(name, pattern):
-                yield self / name
+        yield from (self / name for name in sorted(fnmatch.filter(self._ask(found), pattern)))
 
-    def find(self) -> dict[str, dict[str, Any]]:
-        """Every object below: its path in the store, in order, and what the store says of it."""
-        found = self._ask(lambda store, path: store.find(path, detail=True))
-        return dict(sorted(found.items()))
+    def find(self) -> dict[str, StoredObject]:
+        """Every object below by its `key`, in order."""
+
+        def found(store: AbstractFileSystem, path: str) -> dict[str, StoredObject]:
+            listed = store.find(path, detail=True)
+            return {str(name).lstrip("/"): _stored(listed[name]) for name in sorted(listed)}
+
+        return self._ask(found)
 
     def read_bytes(self) -> bytes:
         return bytes(self._ask(lambda store, path: store.cat_file(path)))
+
+    def read_within(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The object, but at most `max_bytes` + 1 of its bytes; all tries end after `timeout_s`.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            TimeoutError: when it is not read in time.
+        """
+        deadline = time.monotonic() + timeout_s
+
+        def read(store: AbstractFileSystem, path: str) -> bytes:
+            def left() -> dict[str, float]:
+                # Only clients that are asynchronous can be told how long they may take.
+                left_s = max(0.001, deadline - time.monotonic())
+                return {"timeout": left_s} if store.async_impl else {}
+
+            too_large = store.info(path, **left())["size"] > max_bytes
+            limits = {"start": 0, "end": max_bytes + 1} if too_large else {}
+            return bytes(store.cat_file(path, **limits, **left()))
+
+        return self._ask(read, deadline)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -155,25 +177,19 @@ class StorePath:
 
     def download(self) -> IO[bytes]:
         """The object as a local file without a name."""
-
-        def fetch(store: Any, path: str) -> IO[bytes]:
-            file = tempfile.TemporaryFile()  # noqa: SIM115
-            try:
-                with store.open(path, "rb", block_size=1 << 24) as remote:
-                    while chunk := remote.read(1 << 24):
-                        file.write(chunk)
-                file.seek(0)
-            except BaseException:
-                file.close()
-                raise
-            return file
-
-        return self._ask(fetch)
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self._ask(lambda store, path: store.get_file(path, f"/dev/fd/{file.fileno()}"))
+        except BaseException:
+            file.close()
+            raise
+        file.seek(0)
+        return file
 
     def upload(self, file: IO[bytes]) -> None:
         """Puts a local file here, whole or not at all."""
 
-        def put(store: Any, path: str) -> None:
+        def put(store: AbstractFileSystem, path: str) -> None:
             file.seek(0)
             store.put_file(f"/dev/fd/{file.fileno()}", path)
 
@@ -189,16 +205,13 @@ class StorePath:
         self._put(lambda store, path: store.pipe_file(path, content, mode=mode))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        def remove(store: Any, path: str) -> None:
-            try:
-                store.rm_file(path)
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
+        try:
+            self._ask(lambda store, path: store.rm_file(path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
 
-        self._ask(remove)
-
-    def _put(self, request: Callable[[Any, str], None]) -> None:
+    def _put(self, request: Callable[[AbstractFileSystem, str], None]) -> None:
         try:
             self._ask(request)
         except FileNotFoundError as error:
@@ -206,23 +219,42 @@ class StorePath:
                 f"{self}: cannot be written ({error}); is there such a bucket?"
             ) from None
 
-    def _depth(self) -> int:
-        return open_store(self.url)[1].count("/")
+    def _ask(
+        self, request: Callable[[AbstractFileSystem, str], T], deadline: float | None = None
+    ) -> T:
+        """The answer to a request, made up to `TRIES` times, as long as there is time.
 
-    def _ask(self, request: Callable[[Any, str], T]) -> T:
-        try:
-            return try_again(lambda: request(*open_store(self.url)))
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except Exception as error:
-            if not _of_a_client(error):
+        Objects that are missing and access that is denied are not asked for again. `deadline` is
+        one of `time.monotonic`.
+        """
+        for attempt in range(TRIES):
+            try:
+                return request(*_open(self.url))
+            except (FileNotFoundError, FileExistsError):
                 raise
-            kind = StoreError if _may_pass(error) else ScaError
-            raise kind(redacted(f"{self.url}: {_said(error)}")) from None
+            except Exception as error:
+                if not _of_a_client(error):
+                    raise
+                said = redacted(f"{self.url}: {type(error).__name__}: {error}".rstrip(": "))
+                if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                    raise ScaError(said) from None
+                wait_s = FIRST_WAIT_S * 2**attempt * random.uniform(1.0, 1.5)
+                late = deadline is not None and time.monotonic() + wait_s > deadline
+                if late or attempt == TRIES - 1:
+                    timed_out = deadline is not None and isinstance(error, TimeoutError)
+                    raise (TimeoutError(said) if timed_out else StoreError(said)) from None
+                time.sleep(wait_s)
+        raise AssertionError("TRIES is at least 1")
+
+
+def _stored(listed: dict[str, object]) -> StoredObject:
+    size = listed.get("size")
+    etag = next((str(listed[name]) for name in ETAGS if listed.get(name)), None)
+    return StoredObject(size if isinstance(size, int) else None, etag)
 
 
 class _Parts(io.RawIOBase):
-    """An object as a file; every part that is read is a request of its own, and tried again."""
+    """An object as a file; every part that is read is a request of its own, and retried."""
 
     def __init__(self, path: StorePath) -> None:
         self._path = path
@@ -253,7 +285,7 @@ AnyPath = Path | StorePath
 
 
 def any_path(text: str) -> AnyPath:
-    """A path, or a place in a store where the text is the URL of one.
+    """A path, or the URL of what is in a store.
 
     Raises:
         ScaError: for another kind of URL, and when the store's package is missing.
@@ -264,10 +296,7 @@ def any_path(text: str) -> AnyPath:
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
     if scheme not in STORES:
-        raise ScaError(
-            f"{redacted(text)}: expected a path, or the URL of a store: "
-            f"{', '.join(f'{name}://' for name in STORES)}"
-        )
+        raise ScaError(f"{redacted(text)}: expected a path, or the URL of a store: {STORE_URLS}")
     require_package(scheme)
     return StorePath(text.rstrip("/"))
 
@@ -285,14 +314,14 @@ def require_package(scheme: str) -> None:
         raise MissingPackageError(package, f"{scheme}://") from None
 
 
-def open_store(url: str) -> tuple[Any, str]:
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system behind a URL, and the path in it. Listings are never taken from a cache."""
     import fsspec
 
     scheme = urlsplit(url).scheme.lower()
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if scheme == "s3":
-        # What its client would try again by itself is ours to try: else tries would multiply.
+        # What its client would retry by itself is ours to retry: else tries would multiply.
         given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         config = {"connect_timeout": 10, "read_timeout": 20, **given}
         config["retries"] = {"mode": "standard", "total_max_attempts": 1}
@@ -305,63 +334,9 @@ def open_store(url: str) -> tuple[Any, str]:
     return store, path
 
 
-def try_again(request: Callable[[], T], *, tries: int = TRIES, deadline: float | None = None) -> T:
-    """What the request gives, made up to `tries` times, as long as the clock is before `deadline`.
-
-    Objects that are missing and access that is denied are not asked for again. `deadline` is one
-    of `time.monotonic`.
-    """
-    for attempt in range(1, tries + 1):
-        try:
-            return request()
-        except Exception as error:
-            wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(1.0, 1.5)
-            late = deadline is not None and time.monotonic() + wait_s > deadline
-            if attempt == tries or late or not _may_pass(error):
-                raise
-            time.sleep(wait_s)
-    raise AssertionError("tries is at least 1")
-
-
-def read_object(url: str, max_bytes: int, timeout_s: float) -> bytes:
-    """The bytes of an object, at most `max_bytes` + 1 of them, tried `TRIES` times in `timeout_s`.
-
-    Raises:
-        FileNotFoundError, PermissionError: as the store says.
-        TimeoutError: when it is not read in time.
-        OSError: with what the store says, in all other cases.
-    """
-    deadline = time.monotonic() + timeout_s
-
-    def read() -> bytes:
-        store, path = open_store(url)
-        if not store.async_impl:
-            size = store.info(path)["size"]
-            return bytes(store.cat_file(path, end=max_bytes + 1 if size > max_bytes else None))
-
-        async def within() -> bytes:
-            size = (await store._info(path))["size"]
-            if size > max_bytes:
-                return bytes(await store._cat_file(path, start=0, end=max_bytes + 1))
-            return bytes(await store._cat_file(path))
-
-        return _before(deadline, store, within)
-
-    try:
-        return try_again(read, deadline=deadline)
-    except TimeoutError:
-        raise TimeoutError(f"not read within {timeout_s:.0f} s") from None
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:
-        if not _of_a_client(error):
-            raise
-        raise OSError(_said(error)) from None
-
-
-def each(place: AnyPath, action: Callable[[R], T], items: Iterator[R]) -> Iterator[T]:
+def each(path: AnyPath, action: Callable[[R], T], items: Iterator[R]) -> Iterator[T]:
     """The action's results in order; several at a time where each waits for a store."""
-    if isinstance(place, Path):
+    if isinstance(path, Path):
         yield from map(action, items)
         return
     with ThreadPoolExecutor(THREADS) as pool:
@@ -371,28 +346,5 @@ def each(place: AnyPath, action: Callable[[R], T], items: Iterator[R]) -> Iterat
             waiting.extend(pool.submit(action, item) for item in islice(items, 1))
 
 
-def _before(deadline: float, store: Any, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs a coroutine on the store's loop, and ends it when it takes too long."""
-    import fsspec
-
-    async def bounded() -> T:
-        return await asyncio.wait_for(work(), max(0.001, deadline - time.monotonic()))
-
-    result: T = fsspec.asyn.sync(store.loop, bounded)
-    return result
-
-
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
-        return False
-    if "Credentials" in type(error).__name__:
-        return False
-    return _of_a_client(error)
-
-
 def _of_a_client(error: Exception) -> bool:
     return isinstance(error, OSError | EOFError) or type(error).__module__.split(".")[0] in CLIENTS
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().rstrip(":")

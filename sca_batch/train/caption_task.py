@@ -1,42 +1,107 @@
-"""The paper's training as a task: captions of regions, with SAM and the language model frozen."""
+"""The paper's training: captions of regions, with SAM and the language model frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.references import CaptionedImages
+from sca_batch.manifests.references import CaptionedImages, read_captioned
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.sca import ScaModel
-from sca_batch.train.batches import RegionBatches
-from sca_batch.train.caption_recipes import RUN_FIELDS, CaptionRecipe
-from sca_batch.train.captioning import region_caption_loss
-from sca_batch.train.embeddings import EmbeddingCache, encoder_fingerprint
-from sca_batch.train.optimization import (
-    ParameterGroup,
-    parameter_groups,
-    select_trainable,
+from sca_batch.train.batches import (
+    EmbeddingCache,
+    RegionBatches,
+    TokenizerFolder,
+    encoder_fingerprint,
 )
-from sca_batch.train.processes import begin_batch_worker, gathered
+from sca_batch.train.captioning import region_caption_loss
+from sca_batch.train.initial import copy_tokenizer, starting_model
+from sca_batch.train.loop import Outcome, RunOptions, room_on_disk, run_task
+from sca_batch.train.optimization import ParameterGroup, parameter_groups, select_trainable
+from sca_batch.train.processes import gathered, load_batches, main_only, open_accelerator
+from sca_batch.train.recipes import RUN_FIELDS, CaptionRecipe, check_recipe
 from sca_batch.train.samples import CaptionBatch
-from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation, settings_of
-from sca_batch.train.validation import Validated, caption_images, paint, score_captions
+from sca_batch.train.state import Checkpoints
+from sca_batch.train.task import (
+    Batch,
+    BatchFailure,
+    Losses,
+    Report,
+    RunSettings,
+    Task,
+    Validation,
+    recipe_fingerprint,
+)
+from sca_batch.train.validation import Captioned, caption_image, paint, score_captions
 
-__all__ = ["CaptionStep", "CaptionTask", "run_settings"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["CaptionStep", "CaptionTask", "caption_settings", "train_captioner"]
 
 
-def run_settings(recipe: CaptionRecipe) -> RunSettings:
+def train_captioner(
+    recipe: CaptionRecipe,
+    manifests: Mapping[str, Path],
+    out: Path,
+    options: RunOptions,
+    *,
+    validation: Path | None = None,
+    cache: Path | None = None,
+) -> Outcome:
+    """Trains `recipe` into `out`, and leaves a model in the published format in `out/model`.
+
+    `manifests` has one manifest for each data set of the recipe. With `cache`, embeddings are kept
+    in that folder and the encoder runs once per image. The rest is as `loop.run_task` says.
+
+    Raises:
+        ScaError: saying what is wrong with the request, the data or the disk; a loss is not
+            finite. The last checkpoint is kept.
+    """
+    check_recipe(recipe)
+    settings = caption_settings(recipe)
+    accelerator = open_accelerator(settings, cpu=options.run.cpu)
+    say = main_only(options.report, accelerator)
+    if recipe.warning:
+        say(f"Warning: {recipe.warning}")
+    sources = _read_sources(recipe, manifests, say)
+    held_out = None if validation is None else read_captioned(validation)
+    if not options.run.resume:
+        Checkpoints(out).refuse_any()
+    with room_on_disk(out, options.run.resume):
+        out.mkdir(parents=True, exist_ok=True)
+        model = starting_model(recipe, out / "tokenizer", write=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    task = CaptionTask(
+        recipe, model, sources, tokenizer=out / "tokenizer", held_out=held_out, cache=cache
+    )
+    return run_task(task, settings, out, options, accelerator)
+
+
+def _read_sources(
+    recipe: CaptionRecipe, manifests: Mapping[str, Path], report: Report
+) -> list[CaptionedImages]:
+    names = [part.name for part in recipe.data]
+    if set(names) != manifests.keys():
+        options = " ".join(f"--data {name}=MANIFEST" for name in names)
+        raise ScaError(f"recipe {recipe.name} trains on {', '.join(names)}; expected {options}")
+    sources = [read_captioned(manifests[name]) for name in names]
+    for name, source in zip(names, sources, strict=True):
+        left = ", ".join(f"{count:,} {what}" for what, count in source.left_out.items() if count)
+        rest = f" (left out, nothing to train on: {left})" if left else ""
+        report(f"{name}: {len(source):,} images, {source.num_regions:,} regions{rest}")
+    return sources
+
+
+def caption_settings(recipe: CaptionRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's."""
-    return settings_of(
+    return RunSettings(
         recipe,
         lr=recipe.learning_rate,
         images_per_step=recipe.images_per_step,
@@ -94,10 +159,8 @@ class CaptionStep(nn.Module):
         return torch.stack(found)
 
 
-class CaptionTask:
+class CaptionTask(Task):
     """Captions of the regions of manifests, by a recipe of the paper. See `task.Task`."""
-
-    can_validate: bool
 
     def __init__(
         self,
@@ -136,38 +199,22 @@ class CaptionTask:
     def groups(self) -> list[ParameterGroup]:
         return parameter_groups(self.model, lr_factors=self.recipe.lr_factors)
 
-    def batches(self, numbers: range) -> Iterator[CaptionBatch | BatchFailure]:
-        recipe = self.recipe
-        data = RegionBatches(
-            recipe,
-            self.sources,
-            size=self.model.config.image_size,
-            tokenizer_folder=self.tokenizer,
-            eos_token_id=self.model.config.eos_token_id,
-            cache=self.cache,
-        )
-        return iter(
-            DataLoader(
-                data,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=recipe.workers,
-                prefetch_factor=2 if recipe.workers else None,
-                worker_init_fn=begin_batch_worker,
-            )
-        )
+    @property
+    def words(self) -> TokenizerFolder:
+        return TokenizerFolder(self.tokenizer, self.model.config.eos_token_id)
 
-    def fingerprint(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.recipe).items() if k not in RUN_FIELDS}
-        return kept | {"manifests": [source.digest()[:16] for source in self.sources]}
+    def batches(self, numbers: range) -> Iterator[Batch | BatchFailure]:
+        size = self.model.config.image_size
+        data = RegionBatches(self.recipe, self.sources, size, self.words, cache=self.cache)
+        return load_batches(data, numbers, workers=self.recipe.workers, ahead=2)
 
-    def state(self) -> dict[str, Any]:
-        return {}
+    def fingerprint(self) -> dict[str, object]:
+        manifests = [source.digest()[:16] for source in self.sources]
+        return recipe_fingerprint(self.recipe, RUN_FIELDS) | {"manifests": manifests}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is none beside the weights."""
-
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None:
+    def validate(
+        self, accelerator: Accelerator, should_stop: Callable[[], bool]
+    ) -> Validation | None:
         """Every device captions its share of the images; the scores are over all of them."""
         recipe, held_out = self.recipe, self.held_out
         assert held_out is not None
@@ -175,26 +222,27 @@ class CaptionTask:
         count = min(recipe.validation_images, len(held_out))
         chosen = np.linspace(0, len(held_out) - 1, count).round().astype(int).tolist()
         own = chosen[accelerator.process_index :: accelerator.num_processes]
-        with accelerator.autocast():
-            part = caption_images(
-                self.model,
-                held_out,
-                own,
-                num_beams=recipe.validation_beams,
-                should_stop=should_stop,
-            )
-        parts: list[Validated] = gathered(accelerator, [part])
-        if any(each.stopped for each in parts):
+        self.model.eval()
+        found: list[Captioned] = []
+        for index in own:
+            if should_stop():
+                break
+            with accelerator.autocast():
+                image = held_out[index]
+                found.append(caption_image(self.model, image, num_beams=recipe.validation_beams))
+        self.model.train()
+        if any(gathered(accelerator, [len(found) < len(own)])):
             return None
-        captions = [row for each in parts for row in each.captions]
-        tokens = max(sum(each.num_tokens for each in parts), 1)
+        found = gathered(accelerator, found)
+        captions = [row for each in found for row in each.captions]
+        tokens = max(sum(each.num_tokens for each in found), 1)
         scores = {
-            "loss": sum(each.loss_sum for each in parts) / tokens,
+            "loss": sum(each.loss_sum for each in found) / tokens,
             **score_captions(captions),
             "regions": float(len(captions)),
         }
         shown = chosen[: recipe.sample_pictures] if accelerator.is_main_process else []
-        return Validation(scores, [paint(held_out, index, captions) for index in shown])
+        return Validation(scores, [paint(held_out[index], captions) for index in shown])
 
     def export(self, folder: Path) -> None:
         save_checkpoint(self.model, folder)

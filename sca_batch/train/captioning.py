@@ -1,7 +1,7 @@
 """The loss that the paper trains with: captions of regions, nothing else."""
 
 # Shape letters:  B images   R regions, image by image   D, H, W image embedding
-#                 L caption ids   C caption heads
+#                 L caption ids   C caption heads   X = R * C   P prefix   E language model's width
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sca_batch.model.sca import ScaModel, caption_loss
 
-__all__ = ["region_caption_loss"]
+__all__ = ["prefix_caption_loss", "region_caption_loss"]
 
 
 def region_caption_loss(
@@ -39,9 +39,20 @@ def region_caption_loss(
     )
     with torch.no_grad() if frozen else contextlib.nullcontext():
         tokens_RTD, features_RND = model.fuse_prompts(embedding_BDHW, image_R=image_R, **prompts)
-    prefix_XPE = model.prefix(model.mix(tokens_RTD, features_RND), tasks)  # X = R * C
+    prefix_XPE = model.prefix(model.mix(tokens_RTD, features_RND), tasks)
+    return prefix_caption_loss(model, prefix_XPE, ids_RL, attention_RL, label_smoothing)
+
+
+def prefix_caption_loss(
+    model: ScaModel,
+    prefix_XPE: Tensor,
+    ids_RL: Tensor,
+    attention_RL: Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of captions behind their prefixes, the same caption for every head."""
     heads = model.config.num_caption_heads
-    ids, attention = (value.repeat_interleave(heads, dim=0) for value in (ids_RL, attention_RL))
-    logits, _ = model.caption_logits(prefix_XPE, ids, attention)
-    labels = ids.masked_fill(attention == 0, -100)
-    return caption_loss(logits, labels, label_smoothing=label_smoothing)
+    ids_XL, attention_XL = (x.repeat_interleave(heads, dim=0) for x in (ids_RL, attention_RL))
+    logits, _ = model.caption_logits(prefix_XPE, ids_XL, attention_XL)
+    labels_XL = ids_XL.masked_fill(attention_XL == 0, -100)
+    return caption_loss(logits, labels_XL, label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""What a run would train and cost, before anything is read or downloaded."""
+"""The size and cost of a run, before anything is read or downloaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sca_batch.model.checkpoint import build_empty
 from sca_batch.model.config import read_config
-from sca_batch.train.caption_recipes import CaptionRecipe
 from sca_batch.train.initial import sizes_before_training
 from sca_batch.train.optimization import parameter_groups, select_trainable
+from sca_batch.train.recipes import CaptionRecipe
 
 __all__ = ["preview"]
 
@@ -33,14 +33,7 @@ def _groups(recipe: CaptionRecipe) -> Iterator[str]:
     if recipe.start and (Path(recipe.start) / "config.json").is_file():
         config = read_config(Path(recipe.start))
     else:
-        config = sizes_before_training(
-            recipe.sam,
-            recipe.language_model,
-            mixer_layers=recipe.mixer_layers,
-            caption_tokens=recipe.caption_tokens,
-            task_tokens=recipe.task_tokens,
-            timm_encoder=recipe.timm_encoder,
-        )
+        config = sizes_before_training(recipe)
     model = build_empty(config)
     trainable = select_trainable(model, recipe.also_trained)
     yield ""

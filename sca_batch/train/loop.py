@@ -3,10 +3,10 @@
 `run_task` takes a task through its steps; `task.Task` says what that is, and `CaptionTask` is one.
 To train something else, write another:
 
-    settings = RunSettings(steps=6_000, images_per_step=8, ...)
+    settings = RunSettings(recipe, lr=1e-4, images_per_step=8, ...)
     accelerator = open_accelerator(settings, cpu=False)
     task = MyTask(...)
-    run_task(task, settings, out, accelerator=accelerator, resume=False, report=print)
+    run_task(task, settings, out, RunOptions(report=print), accelerator)
 
 `out` gets `log.jsonl`, `checkpoints`, `pictures`, `curves.png` and at the end `model`.
 """
@@ -18,24 +18,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from sca_batch.errors import NoRoomError, OutputError, ScaError, TrainingError
-from sca_batch.train.checkpoints import Checkpoints
-from sca_batch.train.curves import draw_curves
-from sca_batch.train.logs import listed, row_line
-from sca_batch.train.processes import gathered, summed
-from sca_batch.train.run_state import RunState, save_state, start_state, weights_of_step
+from sca_batch.train.processes import gathered, main_only, summed
+from sca_batch.train.request import RunRequest
 from sca_batch.train.sharding import make_whole, whole_everywhere
-from sca_batch.train.task import BatchFailure, Report, RunSettings, Task
-from sca_batch.train.tracking import Tracking
+from sca_batch.train.state import Checkpoints, RunState, save_state, start_state, weights_of_step
+from sca_batch.train.task import Batch, BatchFailure, Report, RunSettings, Task
+from sca_batch.train.tracking import Row, Tracking, draw_curves, listed, row_line
 
-__all__ = ["Export", "Outcome", "room_on_disk", "run_task"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Export", "Outcome", "RunOptions", "room_on_disk", "run_task"]
 
 Export = Literal["last", "best"]
 
@@ -46,33 +47,33 @@ _MOST_SKIPPED = 30
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: at which step, and whether it was told to stop before its end."""
+    """The end of a run: at which step, and whether it was told to stop before its end."""
 
     step: int
     stopped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The wishes of whoever starts a run, beside its recipe.
+
+    `run` has what a command asks: with its `resume` a run goes on from the last checkpoint with the
+    losses of an unbroken one. `should_stop` is asked on every process once a step, and one that
+    says so stops all of them with a checkpoint; `stop_after` does so before that step. `export`
+    chooses whose weights `out/model` gets: those of the last step, or of the best validation.
+    """
+
+    report: Report
+    run: RunRequest = field(default_factory=RunRequest)
+    should_stop: Callable[[], bool] = lambda: False
+    stop_after: int | None = None
+    export: Export = "last"
+
+
 def run_task(
-    task: Task,
-    settings: RunSettings,
-    out: Path,
-    *,
-    accelerator: Any,
-    resume: bool,
-    report: Report,
-    trackers: Sequence[str] = (),
-    config: dict[str, Any] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-    stop_after: int | None = None,
-    export: Export = "last",
+    task: Task, settings: RunSettings, out: Path, options: RunOptions, accelerator: Accelerator
 ) -> Outcome:
     """Trains to the end of the schedule, or until it is told to stop, and exports the model.
-
-    With `resume` it goes on from the last checkpoint with the losses of an unbroken run.
-    `should_stop` is asked on every process once a step, and one that says so stops all of them with
-    a checkpoint; `stop_after` does so before that step. `export` chooses whose weights
-    `out/model` gets: those of the last step, or of the validation with the best score. `config`
-    goes to the trackers.
 
     Raises:
         TrainingError: a loss or a gradient is not finite, or a batch cannot be made; with the step
@@ -80,45 +81,44 @@ def run_task(
         OutputError: the disk is full.
         ScaError: the folder holds a run and `resume` is False, or it holds another one.
     """
-    say = report if accelerator.is_main_process else _silent
-    with room_on_disk(out, resume):
-        state = start_state(task, settings, out, accelerator, resume=resume, report=say)
-        end = settings.steps if stop_after is None else min(stop_after, settings.steps)
+    say = main_only(options.report, accelerator)
+    with room_on_disk(out, options.run.resume):
+        state = start_state(task, settings, out, accelerator, resume=options.run.resume, report=say)
+        end = settings.steps
+        if options.stop_after is not None:
+            end = min(options.stop_after, end)
         stopped = False
         if state.step < end or state.unvalidated is not None:
             tracking: AbstractContextManager[Tracking | None] = nullcontext()
             if accelerator.is_main_process:
                 # A row that waits for its scores may have been logged just before the end.
                 first = state.step - (state.unvalidated is not None)
-                tracking = Tracking(out, first, trackers, config or {})
+                tracking = Tracking(out, first, options.run.trackers, settings.recipe)
             with tracking as track:
-                loop = _Loop(task, settings, state, track, say, should_stop or _never)
-                stopped = loop.run(end)
+                stopped = _Loop(task, settings, state, track, say, options.should_stop).run(end)
             if accelerator.is_main_process:
                 draw_curves(out / "log.jsonl", out / "curves.png")
         if state.step == settings.steps and not stopped:
-            _export(state, task, out, export, say)
+            _export(state, task, out, options.export, say)
     accelerator.wait_for_everyone()
     return Outcome(state.step, stopped)
 
 
+@dataclass
 class _Loop:
     """The steps of one process between its start and its end."""
 
-    def __init__(
-        self,
-        task: Task,
-        settings: RunSettings,
-        state: RunState,
-        track: Tracking | None,
-        say: Report,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self.task, self.settings, self.state = task, settings, state
-        self.track, self.say, self.should_stop = track, say, should_stop
-        self.accelerator = state.accelerator
-        self.parameters = list(state.trainable.values())
-        self.skipped = 0
+    task: Task
+    settings: RunSettings
+    state: RunState
+    track: Tracking | None
+    say: Report
+    should_stop: Callable[[], bool]
+    skipped: int = 0  # steps in a row whose gradients overflowed
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.state.accelerator
 
     @property
     def micro_batches(self) -> int:
@@ -128,7 +128,7 @@ class _Loop:
 
     def run(self, end: int) -> bool:
         """Steps until `end`; whether it was told to stop before."""
-        state, settings = self.state, self.settings
+        state, recipe = self.state, self.settings.recipe
         devices, own = self.accelerator.num_processes, self.accelerator.process_index
         # Counted over all devices, so that a step has the same images on one device as on eight.
         first, last = (step * self.micro_batches * devices for step in (state.step, end))
@@ -151,29 +151,28 @@ class _Loop:
                 if name in row:
                     row[f"{name}_per_s"] = row.pop(name) / (now - begun)
             begun = now
-            if state.step % settings.report_every == 0 or state.step == end:
+            if state.step % recipe.report_every == 0 or state.step == end:
                 self.say(row_line(row))
-            validates = state.step % settings.validate_every == 0 or state.step == settings.steps
+            validates = state.step % recipe.validate_every == 0 or state.step == self.settings.steps
             if validates and self.task.can_validate:
                 state.unvalidated = row  # logged with its scores
                 self._save()  # whatever goes wrong in a validation, no step is lost
                 continue
             if self.track is not None:
                 self.track.row(row)
-            if state.step % settings.checkpoint_every == 0:
+            if state.step % recipe.checkpoint_every == 0:
                 self._save()
         self._save()
         return False
 
-    def _step(self, batches: Iterator[Any]) -> dict[str, Any]:
+    def _step(self, batches: Iterator[Batch | BatchFailure]) -> Row:
         """Forward and backward over all of a step's batches, then the optimizer."""
         state, settings, accelerator = self.state, self.settings, self.accelerator
         step, optimizer = state.step, state.optimizer
         lr = settings.learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        made = [next(batches) for _ in range(self.micro_batches)]
-        self._refuse_failures(made)
+        made = self._made(batches)
         sums: dict[str, torch.Tensor] = {}
         counts: dict[str, float] = {}
         for micro, batch in enumerate(made):
@@ -181,7 +180,7 @@ class _Loop:
             # What is random inside the model follows from the seed and the batch's number: there
             # is no generator to save, and it is the same however many devices share the step.
             number = micro * accelerator.num_processes + accelerator.process_index
-            seed = np.random.SeedSequence([settings.seed, step, number])
+            seed = np.random.SeedSequence([settings.recipe.seed, step, number])
             torch.manual_seed(int(seed.generate_state(1)[0]))
             with self._synchronising(micro + 1 == self.micro_batches):
                 losses = state.module(batch)
@@ -194,11 +193,12 @@ class _Loop:
         both = torch.stack(list(sums.values())).tolist() + list(counts.values())
         both = summed(accelerator, both)
         devices = accelerator.num_processes
-        row: dict[str, Any] = {"step": step}
+        row: Row = {"step": step}
         row |= {name: value / devices for name, value in zip(sums, both, strict=False)}
         if not math.isfinite(row["loss"]):
             raise self._not_finite(f"the loss is {row['loss']}", made)
-        norm = float(accelerator.clip_grad_norm_(self.parameters, settings.clip_norm))
+        parameters = list(state.trainable.values())
+        norm = float(accelerator.clip_grad_norm_(parameters, settings.recipe.clip_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:
             raise self._not_finite(f"the gradient's norm is {norm}", made)
         optimizer.step()
@@ -214,21 +214,27 @@ class _Loop:
         totals = (round(count) for count in both[len(sums) :])
         return row | dict(zip(counts, totals, strict=True))
 
-    def _refuse_failures(self, made: Sequence[Any]) -> None:
-        failed = [batch.message for batch in made if isinstance(batch, BatchFailure)]
+    def _made(self, batches: Iterator[Batch | BatchFailure]) -> list[Batch]:
+        """The batches of a step; one that cannot be made stops all processes."""
+        asked = [next(batches) for _ in range(self.micro_batches)]
+        failed = [batch.message for batch in asked if isinstance(batch, BatchFailure)]
         if not summed(self.accelerator, [float(len(failed))])[0]:
-            return
+            return [batch for batch in asked if not isinstance(batch, BatchFailure)]
         messages = gathered(self.accelerator, failed)
         if self.state.step:  # what was learnt until here is not lost with the image
             self._save()
         self.accelerator.wait_for_everyone()
         raise TrainingError(f"step {self.state.step}: {messages[0]}")
 
-    def _not_finite(self, what: str, made: Sequence[Any]) -> TrainingError:
+    def _not_finite(self, what: str, made: Sequence[Batch]) -> TrainingError:
         keys = gathered(self.accelerator, [key for batch in made for key in batch.keys])
+        steps = self.state.checkpoints.steps()
+        kept = "There is no checkpoint yet"
+        if steps:
+            kept = f"The checkpoint of step {steps[-1]:,} is kept"
         return TrainingError(
             f"step {self.state.step}: {what} on images {', '.join(keys)}. "
-            f"{_last_checkpoint(self.state.checkpoints)}. Lower lr or look at these images, then "
+            f"{kept}. Lower lr or look at these images, then "
             "--resume"
         )
 
@@ -239,7 +245,7 @@ class _Loop:
         held_back: AbstractContextManager[None] = self.accelerator.no_sync(self.state.module)
         return held_back
 
-    def _validate(self, row: dict[str, Any]) -> bool:
+    def _validate(self, row: Row) -> bool:
         """Scores the present weights and logs them with the step's row; False: told to stop."""
         state = self.state
         with whole_everywhere(state.module):
@@ -250,7 +256,7 @@ class _Loop:
         if self.track is not None:
             for number, picture in enumerate(found.pictures):
                 self.track.picture(state.step, number, picture)
-            self.track.row(row | {"validation": found.scores})
+            self.track.row(row, found.scores)
         state.unvalidated = None
         self._save(found.scores[self.settings.ranked_by])
         return True
@@ -277,13 +283,6 @@ def _export(state: RunState, task: Task, out: Path, export: Export, say: Report)
         say(f"Wrote the model of {which} to {out / 'model'}")
 
 
-def _last_checkpoint(checkpoints: Checkpoints) -> str:
-    steps = checkpoints.steps()
-    return (
-        f"The checkpoint of step {steps[-1]:,} is kept" if steps else "There is no checkpoint yet"
-    )
-
-
 @contextmanager
 def room_on_disk(out: Path, resume: bool) -> Iterator[None]:
     """A full disk stops a run with what is there and what to do."""
@@ -302,11 +301,3 @@ def room_on_disk(out: Path, resume: bool) -> Iterator[None]:
     raise OutputError(
         f"{what}; {kept}. Make room, then {'the same command' if resume else 'add --resume'}"
     )
-
-
-def _never() -> bool:
-    return False
-
-
-def _silent(line: str) -> None:
-    """What processes beside the main one report."""

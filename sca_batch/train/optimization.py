@@ -1,4 +1,4 @@
-"""What is trained and how fast: parameter groups, AdamW, the learning rate's schedule."""
+"""The trained parameters and their pace: parameter groups, AdamW, the learning rate's schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image comes when: shuffled epochs, and data sets mixed by their sizes."""
+"""The order of images in a run: shuffled epochs, and data sets mixed by their sizes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class SampleOrder:
 
     def __call__(self, slot: int) -> tuple[int, int]:
         """The data set and the image in it."""
-        epoch, place = divmod(slot, len(self._picks))
+        epoch, position = divmod(slot, len(self._picks))
         if epoch != self._epoch:
             rng = np.random.default_rng([self._seed, epoch])
             self._permutation, self._epoch = rng.permutation(len(self._picks)), epoch
-        return self.pick(int(self._permutation[place]))
+        return self.pick(int(self._permutation[position]))
 
-    def pick(self, place: int) -> tuple[int, int]:
-        """The same by the place before shuffling."""
-        source, index = self._picks[place]
+    def pick(self, number: int) -> tuple[int, int]:
+        """The same by its number before shuffling."""
+        source, index = self._picks[number]
         return int(source), int(index)
 
 

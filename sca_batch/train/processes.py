@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from sca_batch.errors import MissingPackageError, ScaError
-from sca_batch.train.task import RunSettings
+from sca_batch.train.task import Report, RunSettings
 
-__all__ = ["begin_batch_worker", "gathered", "open_accelerator", "summed"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["gathered", "load_batches", "main_only", "open_accelerator", "summed"]
+
+T = TypeVar("T")
 
 
-def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
+def open_accelerator(settings: RunSettings, *, cpu: bool) -> Accelerator:
     """Accelerate's accelerator for this process, as its launcher and configuration say.
 
     Raises:
@@ -25,7 +32,7 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
         from accelerate import Accelerator
     except ImportError:
         raise MissingPackageError("accelerate", "training", "train") from None
-    if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+    if settings.recipe.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ScaError("precision=fp16 needs a GPU; on a CPU: --set precision=no")
     for kind in ("DEEPSPEED", "MEGATRON_LM"):
         if _asks_for(kind):
@@ -33,7 +40,7 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Any:
                 f"{kind} is on in accelerate's configuration and is not supported: what is trained "
                 "is small. Choose plain multi-GPU training or FSDP 2: accelerate config"
             )
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=settings.recipe.precision, cpu=cpu)
     if _asks_for("FSDP") and not getattr(accelerator, "is_fsdp2", False):
         # On a CPU accelerate would leave it out without a word.
         raise ScaError(
@@ -54,17 +61,17 @@ def _asks_for(kind: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true", "yes")
 
 
-def gathered(accelerator: Any, values: list[Any]) -> list[Any]:
+def gathered(accelerator: Accelerator, values: list[T]) -> list[T]:
     """The lists of all processes one after another, the same on each."""
     if accelerator.num_processes == 1:
         return values
     from accelerate.utils import gather_object
 
-    found: list[Any] = gather_object(values)
+    found: list[T] = gather_object(values)
     return found
 
 
-def summed(accelerator: Any, values: list[float]) -> list[float]:
+def summed(accelerator: Accelerator, values: list[float]) -> list[float]:
     """Numbers added up over all processes."""
     if accelerator.num_processes == 1:
         return values
@@ -72,7 +79,26 @@ def summed(accelerator: Any, values: list[float]) -> list[float]:
     return [float(value) for value in total]
 
 
-def begin_batch_worker(worker: int) -> None:
+def main_only(report: Report, accelerator: Accelerator) -> Report:
+    """The report on the main process, silence on the others."""
+    return report if accelerator.is_main_process else lambda line: None
+
+
+def load_batches(data: Dataset[T], numbers: range, *, workers: int, ahead: int = 4) -> Iterator[T]:
+    """The items of some numbers in that order, made by `workers` processes, `ahead` in each."""
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=ahead if workers else None,
+            worker_init_fn=_begin_batch_worker,
+        )
+    )
+
+
+def _begin_batch_worker(worker: int) -> None:
     """For processes that make batches: a signal to the whole group is the main one's to answer.
 
     Otherwise Ctrl-C, or a scheduler's SIGTERM, would end them before the step that waits for them.

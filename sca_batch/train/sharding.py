@@ -6,9 +6,9 @@ module runs. Everything here is a collective: all processes call it, in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +16,25 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = [
-    "is_sharded",
-    "make_whole",
-    "sharded_like",
-    "sharded_optimizer_state",
-    "whole",
-    "whole_everywhere",
-]
+    "OptimizerState", "is_sharded", "make_whole", "sharded_like", "sharded_optimizer_state",
+    "whole", "whole_everywhere", "whole_optimizer_state",
+]  # fmt: skip
+
+
+class OptimizerState(TypedDict):
+    """The `state_dict` of a torch optimizer: moments by the parameter's number and by name."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, object]]
 
 
 def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole(value: Any) -> Any:
-    """The same with every shard replaced by the whole tensor, inside dicts and lists too."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    return value
+def whole(value: Tensor) -> Tensor:
+    """The whole tensor of a shard; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -48,20 +45,29 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(local, parameter.device_mesh, parameter.placements)
 
 
+def whole_optimizer_state(state: OptimizerState) -> OptimizerState:
+    """The state with whole moments."""
+    return _with_moments(state, lambda index, moment: whole(moment))
+
+
 def sharded_optimizer_state(
-    saved: Mapping[str, Any], parameters: Sequence[nn.Parameter]
-) -> dict[str, Any]:
-    """A whole optimizer's state, its moments cut as the parameters (in the optimizer's order)."""
-    state = {
-        index: {
-            name: sharded_like(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in moments.items()
-        }
-        for index, moments in saved["state"].items()
+    saved: OptimizerState, parameters: Sequence[nn.Parameter]
+) -> OptimizerState:
+    """The state with moments cut as the parameters, which are in the optimizer's order."""
+
+    def cut(index: int, moment: Tensor) -> Tensor:
+        like = parameters[index]
+        return sharded_like(moment, like) if moment.shape == like.shape else moment
+
+    return _with_moments(saved, cut)
+
+
+def _with_moments(state: OptimizerState, change: Callable[[int, Tensor], Tensor]) -> OptimizerState:
+    changed = {
+        index: {name: change(index, moment) for name, moment in moments.items()}
+        for index, moments in state["state"].items()
     }
-    return {"state": state, "param_groups": saved["param_groups"]}
+    return {"state": changed, "param_groups": state["param_groups"]}
 
 
 @contextmanager
@@ -85,10 +91,10 @@ def whole_everywhere(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def make_whole(module: nn.Module) -> None:
-    """Puts whole parameters, on the CPU, in the place of shards for good: to be saved, not run."""
+    """Puts whole parameters, on the CPU, instead of shards for good: to be saved, not run."""
     found: dict[int, nn.Parameter] = {}  # a tied parameter stays one
     for part in module.modules():
-        parameters: dict[str, Any] = dict(part._parameters)
+        parameters: dict[str, Tensor | None] = dict(part._parameters)
         for name, parameter in parameters.items():
             if isinstance(parameter, DTensor):
                 if id(parameter) not in found:

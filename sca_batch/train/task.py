@@ -1,11 +1,11 @@
-"""What the loop trains: the shape that every recipe's part of a run has."""
+"""The task that the loop trains: the shape that every recipe's part of a run has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import torch
 from PIL import Image
@@ -13,17 +13,13 @@ from torch import Tensor, nn
 
 from sca_batch.train.optimization import ParameterGroup, cosine_with_warmup
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = [
-    "BatchFailure",
-    "LoopNumbers",
-    "Losses",
-    "Report",
-    "RunSettings",
-    "Task",
-    "TrainingBatch",
-    "Validation",
-    "settings_of",
-]
+    "Batch", "BatchFailure", "LoopNumbers", "Losses", "Report", "RunSettings", "Task", "Validation",
+    "recipe_fingerprint",
+]  # fmt: skip
 
 Report = Callable[[str], None]
 
@@ -42,8 +38,8 @@ class Validation(NamedTuple):
     pictures: Sequence[Image.Image] = ()
 
 
-class TrainingBatch(Protocol):
-    """What a device sees at a time.
+class Batch(Protocol):
+    """The examples that a device sees at a time.
 
     `keys` name what is in it, for messages. `counts` are added up over a step's batches and
     logged; of "images" and "regions" the log also has the rate.
@@ -60,23 +56,17 @@ class TrainingBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchFailure:
-    """Why a batch could not be made: an error in a worker process loses its type on the way."""
+    """The reason why a batch could not be made: an error of a worker process loses its type."""
 
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """The numbers of a run that are the loop's own. Steps are counted from 0.
-
-    `learning_rate` is the rate of a step, before a group's `lr_factor`; `steps` is where the run
-    ends. `ranked_by` is the score by which the best checkpoint is told, larger being better.
-    """
+@dataclass(frozen=True, match_args=False)
+class LoopNumbers(Protocol):
+    """The numbers of the loop that every recipe has under the same names."""
 
     steps: int
-    images_per_step: int  # over all devices
-    images_per_device: int  # at a time; the rest is accumulated
-    learning_rate: Callable[[int], float]
+    warmup_steps: int
     betas: tuple[float, float]
     weight_decay: float
     clip_norm: float
@@ -85,82 +75,49 @@ class RunSettings:
     validate_every: int
     checkpoint_every: int
     report_every: int
-    ranked_by: str
-    fused_optimizer: bool = False
+    workers: int
 
 
-class LoopNumbers(Protocol):
-    """What every recipe says of the loop under the same names."""
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """The numbers of a run that are the loop's own. Steps are counted from 0.
 
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def warmup_steps(self) -> int: ...
-
-    @property
-    def betas(self) -> tuple[float, float]: ...
-
-    @property
-    def weight_decay(self) -> float: ...
-
-    @property
-    def clip_norm(self) -> float: ...
-
-    @property
-    def precision(self) -> str: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def validate_every(self) -> int: ...
-
-    @property
-    def checkpoint_every(self) -> int: ...
-
-    @property
-    def report_every(self) -> int: ...
-
-
-def settings_of(
-    recipe: LoopNumbers,
-    *,
-    lr: float,
-    images_per_step: int,
-    images_per_device: int,
-    ranked_by: str,
-    last_step: int | None = None,
-    fused_optimizer: bool = False,
-) -> RunSettings:
-    """A recipe's settings: a cosine over its steps, ended at `last_step` or at the end of it.
-
-    "Images" are whatever the recipe counts its batches in.
+    "Images" are whatever a recipe counts its batches in. The rate is a cosine over the recipe's
+    steps, whose peak is `lr`; the run ends at `last_step`, or at the end of it. `ranked_by` is the
+    score by which the best checkpoint is told, larger being better.
     """
 
-    def learning_rate(step: int) -> float:
-        return cosine_with_warmup(step, lr=lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
+    recipe: LoopNumbers
+    lr: float
+    images_per_step: int  # over all devices
+    images_per_device: int  # at a time; the rest is accumulated
+    ranked_by: str
+    last_step: int | None = None
+    fused_optimizer: bool = False
 
-    return RunSettings(
-        steps=recipe.steps if last_step is None else last_step,
-        images_per_step=images_per_step,
-        images_per_device=images_per_device,
-        learning_rate=learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        validate_every=recipe.validate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        report_every=recipe.report_every,
-        ranked_by=ranked_by,
-        fused_optimizer=fused_optimizer,
-    )
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps if self.last_step is None else self.last_step
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, before a group's `lr_factor`."""
+        recipe = self.recipe
+        return cosine_with_warmup(
+            step, lr=self.lr, steps=recipe.steps, warmup_steps=recipe.warmup_steps
+        )
+
+
+# Fields that a run which is resumed need not repeat: they change no weight.
+_LOOP_FIELDS = frozenset(["validate_every", "checkpoint_every", "report_every", "workers"])
+
+
+def recipe_fingerprint(recipe: LoopNumbers, free: Sequence[str] = ()) -> dict[str, object]:
+    """The fields that a run which is resumed has to share; those in `free` it need not."""
+    return {k: v for k, v in asdict(recipe).items() if k not in _LOOP_FIELDS and k not in free}
 
 
 class Task(Protocol):
-    """What is trained, on what, and how good it is; `engine.run_task` does the rest.
+    """The model, the data, and how good the model is; `loop.run_task` does the rest.
 
     The loop owns devices, gradients, AdamW, the learning rate, the log, checkpoints, resuming,
     and how a run stops. A task owns the model and the data:
@@ -174,10 +131,10 @@ class Task(Protocol):
       from its number and the seed alone: there is no position and no generator to save. Before
       every batch the loop seeds torch from the seed, the step and the batch's number, so that
       dropout and the like are repeated too. A batch that cannot be made is a `BatchFailure`.
-    - `fingerprint` are JSON values that a run which is taken up again has to share: its recipe and
+    - `fingerprint` are JSON values that a run which is resumed has to share: its recipe and
       a digest of its data.
     - `state` is what the next step depends on beside the trained parameters and the optimizer:
-      tensors, numbers, texts, and lists and dicts of these. Most tasks have none: {}.
+      tensors, numbers, texts, and lists and dicts of these. Most tasks have none.
     - `validate` is called on every process with accelerate's accelerator; each may do its share
       and gather. It asks `should_stop` now and then, and gives None where any process was told
       to stop; it leaves torch's generators and the model's mode as it likes, and no gradients.
@@ -186,25 +143,25 @@ class Task(Protocol):
       the main process. It may change the model: it is the last thing that is asked of a task.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def can_validate(self) -> bool: ...
+    name: str
+    module: nn.Module
+    can_validate: bool
 
     def groups(self) -> Sequence[ParameterGroup]: ...
 
-    def batches(self, numbers: range) -> Iterator[Any]: ...
+    def batches(self, numbers: range) -> Iterator[Batch | BatchFailure]: ...
 
-    def fingerprint(self) -> Mapping[str, Any]: ...
+    def fingerprint(self) -> Mapping[str, object]: ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, object]:
+        return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None: ...
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Takes back what `state` gave."""
+        assert not state, "a task with a state reads it"
 
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None: ...
+    def validate(
+        self, accelerator: Accelerator, should_stop: Callable[[], bool]
+    ) -> Validation | None: ...
 
     def export(self, folder: Path) -> None: ...

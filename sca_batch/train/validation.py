@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw
 
 from sca_batch.errors import ImageError, MissingPackageError, ScaError
 from sca_batch.images.decode import read_image
-from sca_batch.manifests.references import CaptionedImages
-from sca_batch.model.sca import ScaModel, caption_loss
+from sca_batch.manifests.references import CaptionedImage
+from sca_batch.model.sca import ScaModel
+from sca_batch.train.captioning import prefix_caption_loss
 from sca_batch.train.samples import collate, inference_sample
 
-__all__ = ["RegionCaption", "Validated", "caption_images", "paint", "score_captions"]
+__all__ = ["Captioned", "RegionCaption", "caption_image", "paint", "score_captions"]
 
 REGIONS_AT_ONCE = 32
 # What is not a word to the metrics: the tokeniser of COCO's evaluation drops it.
@@ -29,7 +30,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9
 
 @dataclass(frozen=True, slots=True)
 class RegionCaption:
-    """What was said about a region, what people said, and the loss of the first of these."""
+    """The caption of a region, and what people said about it."""
 
     key: str
     region: int
@@ -38,75 +39,41 @@ class RegionCaption:
 
 
 @dataclass(frozen=True, slots=True)
-class Validated:
-    """The captions of some images, and the sum of their losses over `num_tokens` tokens.
-
-    `stopped` says that it was told to stop before the last image.
-    """
+class Captioned:
+    """The captions of an image's regions, and the sum of their losses over `num_tokens` tokens."""
 
     captions: list[RegionCaption]
     loss_sum: float
     num_tokens: int
-    stopped: bool = False
 
 
 @torch.no_grad()
-def caption_images(
-    model: ScaModel,
-    images: CaptionedImages,
-    indices: Iterable[int],
-    *,
-    num_beams: int,
-    should_stop: Callable[[], bool] | None = None,
-) -> Validated:
-    """Captions every region of some images from its given box, in evaluation mode.
-
-    `should_stop` is asked before each image.
-    """
+def caption_image(model: ScaModel, image: CaptionedImage, *, num_beams: int) -> Captioned:
+    """Captions every region of an image from its given box, with a model in evaluation mode."""
     assert model.tokenizer is not None, "a model that is validated has a tokenizer"
-    was_training = model.training
-    model.eval()
+    try:
+        rgb = read_image(image.uri).rgb
+    except ImageError as error:
+        raise ScaError(f"validation, {image.key}: {error} ({image.uri})") from None
+    sample = inference_sample(image, rgb, size=model.config.image_size)
+    batch = collate([sample], model.tokenizer).to(model.device)
+    assert batch.pixels_B3SS is not None
+    embedding = model.encode_image(batch.pixels_B3SS)
     captions: list[RegionCaption] = []
     loss_sum, num_tokens = 0.0, 0
-    stopped = False
-    for index in indices:
-        if should_stop is not None and should_stop():
-            stopped = True
-            break
-        image = images[index]
-        try:
-            rgb = read_image(image.uri).rgb
-        except ImageError as error:
-            raise ScaError(f"validation, {image.key}: {error} ({image.uri})") from None
-        sample = inference_sample(image, rgb, size=model.config.image_size)
-        batch = collate([sample], model.tokenizer).to(model.device)
-        assert batch.pixels_B3SS is not None
-        embedding = model.encode_image(batch.pixels_B3SS)
-        for first in range(0, len(sample.region_N), REGIONS_AT_ONCE):
-            part = slice(first, first + REGIONS_AT_ONCE)
-            queries = model.region_queries(embedding, boxes_R4=batch.boxes_R4[part]).queries
-            prefix = model.prefix(queries, image.task)
-            ids, attention = (
-                value[part].repeat_interleave(model.config.num_caption_heads, dim=0)
-                for value in (batch.ids_RL, batch.attention_RL)
-            )
-            logits, _ = model.caption_logits(prefix, ids, attention)
-            labels = ids.masked_fill(attention == 0, -100)
-            count = int(attention.sum())
-            loss_sum += float(caption_loss(logits, labels, label_smoothing=0.0)) * count
-            num_tokens += count
-            found = model.generate(queries, tasks=image.task, num_beams=num_beams)
-            captions += [
-                RegionCaption(
-                    image.key,
-                    first + r,
-                    model.tokenizer.decode(heads[0][0].ids) if heads[0] else "",
-                    image.phrases[first + r],
-                )
-                for r, heads in enumerate(found)
-            ]
-    model.train(was_training)
-    return Validated(captions, loss_sum, num_tokens, stopped)
+    for first in range(0, len(sample.region_N), REGIONS_AT_ONCE):
+        part = slice(first, first + REGIONS_AT_ONCE)
+        queries = model.region_queries(embedding, boxes_R4=batch.boxes_R4[part]).queries
+        prefix = model.prefix(queries, image.task)
+        ids, attention = batch.ids_RL[part], batch.attention_RL[part]
+        count = int(attention.sum()) * model.config.num_caption_heads
+        loss_sum += float(prefix_caption_loss(model, prefix, ids, attention)) * count
+        num_tokens += count
+        for heads in model.generate(queries, tasks=image.task, num_beams=num_beams):
+            text = model.tokenizer.decode(heads[0][0].ids) if heads[0] else ""
+            region = len(captions)
+            captions.append(RegionCaption(image.key, region, text, image.phrases[region]))
+    return Captioned(captions, loss_sum, num_tokens)
 
 
 def score_captions(captions: Sequence[RegionCaption]) -> dict[str, float]:
@@ -133,9 +100,8 @@ def tokenised(text: str) -> str:
     return " ".join(_PUNCTUATION.sub(" ", spaced).split())
 
 
-def paint(images: CaptionedImages, index: int, captions: Sequence[RegionCaption]) -> Image.Image:
+def paint(image: CaptionedImage, captions: Sequence[RegionCaption]) -> Image.Image:
     """The image with a few of its boxes, and what was said about them."""
-    image = images[index]
     picture = Image.fromarray(read_image(image.uri).rgb)
     draw = ImageDraw.Draw(picture)
     own = [row for row in captions if row.key == image.key][: len(COLOURS)]

@@ -9,28 +9,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sca_batch.boxes import to_model_frame
 from sca_batch.images.pixels import preprocess
 from sca_batch.model.checkpoint import save_checkpoint
-from sca_batch.model.sca import ScaModel, caption_loss
-from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
-from sca_batch.train.caption_recipes import RUN_FIELDS
+from sca_batch.model.sca import ScaModel
+from sca_batch.model.tokenizer import CaptionTokenizer
+from sca_batch.train.batches import TokenizerFolder
 from sca_batch.train.caption_task import CaptionTask
-from sca_batch.train.processes import begin_batch_worker
+from sca_batch.train.captioning import prefix_caption_loss
+from sca_batch.train.initial import copy_tokenizer
+from sca_batch.train.processes import load_batches
+from sca_batch.train.recipes import RUN_FIELDS
 from sca_batch.train.samples import CaptionBatch, RegionSample, collate
-from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import BatchFailure, Losses, Validation
+from sca_batch.train.task import Batch, Losses, Validation, recipe_fingerprint
 from sca_batch.train.validation import COLOURS, RegionCaption, score_captions
 from sca_tiny.domain import AUTOMATIC_MASKS, measure_domain
 from sca_tiny.recipes import SceneCaptionRecipe
@@ -40,6 +42,9 @@ from sca_tiny.sam.task import validation_scenes
 from sca_tiny.scenes.art import Art
 from sca_tiny.scenes.compose import Scene, compose_scene
 from sca_tiny.scoring import CaptionScore, mean_of, score_captions_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["SceneCaptionTask", "caption_sample", "distance", "mixer_from_decoder"]
 
@@ -65,7 +70,7 @@ class SceneCaptionStep(nn.Module):
     """One forward pass to the losses: captions, and the queries' distance from an object's average.
 
     The language model has learnt to read SAM's embedding averaged inside an object's mask
-    (`reading_task.py`). Each query is pulled towards that average, which it has to find without the
+    (`reading/task.py`). Each query is pulled towards that average, which it has to find without the
     mask; captions alone would take tens of thousands of steps to tell it where to look.
     """
 
@@ -87,10 +92,10 @@ class SceneCaptionStep(nn.Module):
             average_RD = pooled_embedding(embedding_BDHW, cover_RYX, batch.image_R)
         queries_RCQD = _mixed(model, tokens_RTD, features_RND, batch.cells_pooled)
         prefix_RPE = model.prefix(queries_RCQD, batch.tasks)
-        logits, _ = model.caption_logits(prefix_RPE, batch.ids_RL, batch.attention_RL)
-        labels = batch.ids_RL.masked_fill(batch.attention_RL == 0, -100)
         smoothing = self.recipe.label_smoothing
-        caption = caption_loss(logits, labels, label_smoothing=smoothing)
+        caption = prefix_caption_loss(
+            model, prefix_RPE, batch.ids_RL, batch.attention_RL, smoothing
+        )
         pull = distance(queries_RCQD, average_RD)
         return Losses(caption + self.recipe.pull_weight * pull, {"caption": caption, "pull": pull})
 
@@ -149,32 +154,20 @@ class SceneCaptionTask(CaptionTask):
         self.module = SceneCaptionStep(model, recipe)
         self._scenes: list[Scene] | None = None
 
-    def batches(self, numbers: range) -> Iterator[CaptionBatch | BatchFailure]:
-        workers = self.recipe.workers
+    def batches(self, numbers: range) -> Iterator[Batch]:
         config = self.model.config
-        return iter(
-            DataLoader(
-                _SceneBatches(
-                    self.scene_recipe,
-                    self.art,
-                    size=config.image_size,
-                    tokenizer=self.tokenizer,
-                    eos_token_id=config.eos_token_id,
-                    grid=config.grid_size,
-                ),
-                batch_size=None,
-                sampler=numbers,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                worker_init_fn=begin_batch_worker,
-            )
+        data = _SceneBatches(
+            self.scene_recipe, self.art, config.image_size, config.grid_size, self.words
         )
+        return load_batches(data, numbers, workers=self.recipe.workers)
 
-    def fingerprint(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.recipe).items() if k not in RUN_FIELDS}
+    def fingerprint(self) -> dict[str, object]:
+        kept = recipe_fingerprint(self.recipe, RUN_FIELDS)
         return kept | {"concepts": len(self.art.concepts), "styles": list(self.art.styles)}
 
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None:
+    def validate(
+        self, accelerator: Accelerator, should_stop: Callable[[], bool]
+    ) -> Validation | None:
         """Captions of new compositions; every process does all of them."""
         recipe = self.scene_recipe
         if self._scenes is None:
@@ -244,27 +237,16 @@ class _SceneBatches(Dataset[SceneBatch]):
     """Every batch of a run, made from its number alone."""
 
     def __init__(
-        self,
-        recipe: SceneCaptionRecipe,
-        art: Art,
-        *,
-        size: int,
-        tokenizer: Path,
-        eos_token_id: int,
-        grid: int,
+        self, recipe: SceneCaptionRecipe, art: Art, size: int, grid: int, words: TokenizerFolder
     ) -> None:
         self.recipe, self.art, self.size = recipe, art, size
-        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        self.grid = grid
-        self._read: CaptionTokenizer | None = None
+        self.grid, self.words = grid, words
 
     def __getitem__(self, number: int) -> SceneBatch:
-        if self._read is None:  # here, because its functions do not travel to a process
-            self._read = read_tokenizer(self.tokenizer, eos_token_id=self.eos_token_id)
         first = number * self.recipe.images_per_device
         made = [self._sample(first + i) for i in range(self.recipe.images_per_device)]
         masks = np.concatenate([masks for _, masks in made])
-        batch = scene_batch([sample for sample, _ in made], masks, self._read, self.grid)
+        batch = scene_batch([sample for sample, _ in made], masks, self.words.tokenizer, self.grid)
         # The first steps are many and coarse: a quarter of the image tokens, a quarter of the time.
         coarse = first < self.recipe.coarse_steps * self.recipe.images_per_step
         return replace(batch, cells_pooled=2 if coarse else 1)
@@ -295,7 +277,7 @@ def scene_batch(
 def caption_sample(
     scene: Scene,
     size: int,
-    chosen: Any,
+    chosen: Sequence[int],
     *,
     recipe: SceneCaptionRecipe | None = None,
     rng: np.random.Generator | None = None,

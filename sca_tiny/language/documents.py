@@ -1,4 +1,4 @@
-"""What composed scenes say, as text for a language model: a corpus, its tokenizer, its batches."""
+"""Captions of scenes as text for a language model: a corpus, its tokenizer, its batches."""
 
 # ruff: noqa: N815  (shape suffixes)
 
@@ -18,22 +18,16 @@ from torch.utils.data import Dataset
 
 from sca_batch.errors import ScaError
 from sca_batch.storage.atomic import writing
+from sca_batch.train.samples import pad_ids
 from sca_batch.train.task import Report
 from sca_tiny.recipes import LanguageRecipe
 from sca_tiny.scenes.art import Art
 from sca_tiny.scenes.compose import compose_scene
 
 __all__ = [
-    "END_TOKEN",
-    "END_TOKEN_ID",
-    "Document",
-    "DocumentBatch",
-    "DocumentBatches",
-    "document_batch",
-    "read_corpus",
-    "train_tokenizer",
-    "write_corpus",
-]
+    "END_TOKEN", "END_TOKEN_ID", "Document", "DocumentBatch", "DocumentBatches", "document_batch",
+    "read_corpus", "train_tokenizer", "write_corpus",
+]  # fmt: skip
 
 END_TOKEN = "<|endoftext|>"
 END_TOKEN_ID = 0
@@ -43,7 +37,7 @@ FIRST_SEED = 900_000_000
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What is said of one object: its name, and phrases, the plainest first."""
+    """The texts about one object: its name, and phrases, the plainest first."""
 
     label: str
     phrases: tuple[str, ...]
@@ -58,12 +52,12 @@ class DocumentBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What a message calls the documents."""
+        """The documents' names in messages."""
         return tuple(f"document {number}" for number in self.numbers)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {"documents": len(self.numbers), "tokens": int((self.ids_DL >= 0).sum())}
 
     def to(self, device: torch.device) -> DocumentBatch:
@@ -168,7 +162,4 @@ def document_batch(
         for text in texts:
             ids += [*encoder.encode(text).ids, END_TOKEN_ID]
         rows.append(ids[: recipe.sizes.positions])
-    ids_DL = np.full((len(rows), max(map(len, rows))), -100, np.int64)
-    for row, ids in zip(ids_DL, rows, strict=True):
-        row[: len(ids)] = ids
-    return DocumentBatch(torch.from_numpy(ids_DL), tuple(chosen))
+    return DocumentBatch(pad_ids(rows, -100)[0], tuple(chosen))

@@ -6,21 +6,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sca_batch.train.initial import copy_tokenizer
 from sca_batch.train.optimization import ParameterGroup
-from sca_batch.train.processes import begin_batch_worker
-from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import Losses, RunSettings, Validation, settings_of
+from sca_batch.train.processes import load_batches
+from sca_batch.train.task import Batch, Losses, RunSettings, Task, Validation, recipe_fingerprint
 from sca_tiny.language.documents import (
     END_TOKEN_ID,
     Document,
@@ -30,14 +28,15 @@ from sca_tiny.language.documents import (
 )
 from sca_tiny.recipes import LanguageRecipe, LanguageSizes
 
-__all__ = ["LanguageStep", "LanguageTask", "gpt2_config", "language_settings"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-RUN_FIELDS = frozenset(["validate_every", "checkpoint_every", "report_every", "workers"])
+__all__ = ["LanguageTask", "gpt2_config", "language_settings", "matrices_decay"]
 
 
 def language_settings(recipe: LanguageRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's; documents are its images."""
-    return settings_of(
+    return RunSettings(
         recipe,
         lr=recipe.lr,
         images_per_step=recipe.documents_per_step,
@@ -63,6 +62,15 @@ def gpt2_config(sizes: LanguageSizes, vocab_size: int) -> GPT2Config:
     )
 
 
+def matrices_decay(model: nn.Module) -> list[ParameterGroup]:
+    """The trained parameters in two groups: matrices, which decay, and biases and gains."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return [
+        ParameterGroup({n: p for n, p in named.items() if (p.ndim >= 2) == decays}, decays)
+        for decays in (True, False)
+    ]
+
+
 class LanguageStep(nn.Module):
     """Next-token cross entropy over all tokens of a batch."""
 
@@ -79,7 +87,7 @@ class LanguageStep(nn.Module):
         return Losses(loss, {})
 
 
-class LanguageTask:
+class LanguageTask(Task):
     """A GPT-2 that starts from nothing. See `task.Task`.
 
     The last `validation_documents` of the corpus are held out.
@@ -98,38 +106,19 @@ class LanguageTask:
         vocabulary = json.loads((tokenizer / "tokenizer.json").read_bytes())["model"]["vocab"]
         torch.manual_seed(recipe.seed)
         self.model = GPT2LMHeadModel(gpt2_config(recipe.sizes, len(vocabulary)))
-        self.module: nn.Module = LanguageStep(self.model.train())
+        self.module = LanguageStep(self.model.train())
 
     def groups(self) -> list[ParameterGroup]:
-        named = dict(self.model.named_parameters())
-        decayed = {n: p for n, p in named.items() if p.ndim >= 2}
-        free = {n: p for n, p in named.items() if p.ndim < 2}
-        return [ParameterGroup(decayed, decays=True), ParameterGroup(free, decays=False)]
+        return matrices_decay(self.model)
 
-    def batches(self, numbers: range) -> Iterator[DocumentBatch]:
-        workers = self.recipe.workers
-        return iter(
-            DataLoader(
-                DocumentBatches(self.recipe, self.documents, self.tokenizer),
-                batch_size=None,
-                sampler=numbers,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                worker_init_fn=begin_batch_worker,
-            )
-        )
+    def batches(self, numbers: range) -> Iterator[Batch]:
+        data = DocumentBatches(self.recipe, self.documents, self.tokenizer)
+        return load_batches(data, numbers, workers=self.recipe.workers)
 
-    def fingerprint(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.recipe).items() if k not in RUN_FIELDS}
-        return kept | {"documents": len(self.documents)}
+    def fingerprint(self) -> dict[str, object]:
+        return recipe_fingerprint(self.recipe) | {"documents": len(self.documents)}
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is none beside the weights."""
-
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None:
+    def validate(self, accelerator: Accelerator, should_stop: Callable[[], bool]) -> Validation:
         """The loss on held-out documents; every process does all of it."""
         rng = np.random.default_rng(self.recipe.seed)
         chosen = range(len(self.held_out))

@@ -11,25 +11,37 @@ embedding, averaged inside the visible mask and put where the caption queries wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sca_batch.model.checkpoint import save_checkpoint
 from sca_batch.model.config import ScaConfig
-from sca_batch.model.sca import PromptableSam, ScaModel, caption_loss
-from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer
+from sca_batch.model.sca import PromptableSam, ScaModel
+from sca_batch.model.tokenizer import CaptionTokenizer
 from sca_batch.storage.atomic import writing
+from sca_batch.train.batches import TokenizerFolder
+from sca_batch.train.captioning import prefix_caption_loss
+from sca_batch.train.initial import copy_tokenizer
 from sca_batch.train.optimization import ParameterGroup
-from sca_batch.train.processes import begin_batch_worker
-from sca_batch.train.start import copy_tokenizer
-from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
+from sca_batch.train.processes import load_batches
+from sca_batch.train.samples import pad_ids
+from sca_batch.train.task import (
+    Batch,
+    Losses,
+    Report,
+    RunSettings,
+    Task,
+    Validation,
+    recipe_fingerprint,
+)
+from sca_tiny.language.task import matrices_decay
 from sca_tiny.recipes import ReadingRecipe
 from sca_tiny.sam.batches import coverage
 from sca_tiny.sam.losses import as_pixels, pooled_embedding
@@ -37,11 +49,13 @@ from sca_tiny.scenes.art import Art
 from sca_tiny.scenes.compose import compose_scene
 from sca_tiny.scoring import names_concept
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = ["Objects", "ReadingTask", "read_objects", "reading_settings", "write_objects"]
 
 FIRST_SEED = 600_000_000  # no other stage's
 SCENES_AT_ONCE = 8
-RUN_FIELDS = frozenset(["validate_every", "checkpoint_every", "report_every", "workers"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +79,12 @@ class ReadingBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What a message calls the objects."""
+        """The objects' names in messages."""
         return tuple(f"object {number}" for number in self.numbers)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {"regions": len(self.numbers)}
 
     def to(self, device: torch.device) -> ReadingBatch:
@@ -144,16 +158,8 @@ class _SceneGroups(Dataset[_Scenes]):
 
 def _scenes_of(recipe: ReadingRecipe, art: Art, config: ScaConfig) -> Iterator[_Scenes]:
     """All of the recipe's scenes, and those that make the last group whole."""
-    return iter(
-        DataLoader(
-            _SceneGroups(recipe, art, config),
-            batch_size=None,
-            sampler=range(-(-recipe.scenes // SCENES_AT_ONCE)),
-            num_workers=recipe.workers,
-            prefetch_factor=4 if recipe.workers else None,
-            worker_init_fn=begin_batch_worker,
-        )
-    )
+    groups = range(-(-recipe.scenes // SCENES_AT_ONCE))
+    return load_batches(_SceneGroups(recipe, art, config), groups, workers=recipe.workers)
 
 
 def read_objects(path: Path) -> Objects:
@@ -166,7 +172,7 @@ def read_objects(path: Path) -> Objects:
 
 def reading_settings(recipe: ReadingRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's; objects are its images."""
-    return settings_of(
+    return RunSettings(
         recipe,
         lr=recipe.lr,
         images_per_step=recipe.objects_per_step,
@@ -185,9 +191,10 @@ class ReadingStep(nn.Module):
 
     def forward(self, batch: ReadingBatch) -> Losses:
         prefix = self.model.prefix(as_queries(self.model, batch.features_RD), batch.tasks)
-        logits, _ = self.model.caption_logits(prefix, batch.ids_RL, batch.attention_RL)
-        labels = batch.ids_RL.masked_fill(batch.attention_RL == 0, -100)
-        return Losses(caption_loss(logits, labels, label_smoothing=self.label_smoothing), {})
+        loss = prefix_caption_loss(
+            self.model, prefix, batch.ids_RL, batch.attention_RL, self.label_smoothing
+        )
+        return Losses(loss, {})
 
 
 def as_queries(model: ScaModel, features_RD: Tensor) -> Tensor:
@@ -196,7 +203,7 @@ def as_queries(model: ScaModel, features_RD: Tensor) -> Tensor:
     return features_RD.float()[:, None, None].expand(-1, 1, num_queries, -1)
 
 
-class ReadingTask:
+class ReadingTask(Task):
     """Trains the language model, the projection and the task tokens. See `task.Task`.
 
     `model` has the SAM that the objects were encoded with; the last objects are held out.
@@ -214,40 +221,20 @@ class ReadingTask:
         model.requires_grad_(False)
         for part in (model.language_model, model.projection, model.task_tokens):
             part.requires_grad_(True)
-        self.module: nn.Module = ReadingStep(model.train(), recipe.label_smoothing)
+        self.module = ReadingStep(model.train(), recipe.label_smoothing)
 
     def groups(self) -> list[ParameterGroup]:
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        decayed = {n: p for n, p in named.items() if p.ndim >= 2}
-        free = {n: p for n, p in named.items() if p.ndim < 2}
-        return [ParameterGroup(decayed, decays=True), ParameterGroup(free, decays=False)]
+        return matrices_decay(self.model)
 
-    def batches(self, numbers: range) -> Iterator[ReadingBatch]:
-        workers = self.recipe.workers
-        eos = self.model.config.eos_token_id
-        data = _ReadingBatches(self.recipe, self.objects, self.num_trained, self.tokenizer, eos)
-        return iter(
-            DataLoader(
-                data,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                worker_init_fn=begin_batch_worker,
-            )
-        )
+    def batches(self, numbers: range) -> Iterator[Batch]:
+        words = TokenizerFolder(self.tokenizer, self.model.config.eos_token_id)
+        data = _ReadingBatches(self.recipe, self.objects, self.num_trained, words)
+        return load_batches(data, numbers, workers=self.recipe.workers)
 
-    def fingerprint(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.recipe).items() if k not in RUN_FIELDS}
-        return kept | {"objects": len(self.objects.labels)}
+    def fingerprint(self) -> dict[str, object]:
+        return recipe_fingerprint(self.recipe) | {"objects": len(self.objects.labels)}
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is none beside the weights."""
-
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None:
+    def validate(self, accelerator: Accelerator, should_stop: Callable[[], bool]) -> Validation:
         """The share of held-out objects that are named; every process does all of it."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None, "a model that is validated has a tokenizer"
@@ -277,23 +264,15 @@ class _ReadingBatches(Dataset[ReadingBatch]):
     """Every batch of a run, made from its number alone."""
 
     def __init__(
-        self,
-        recipe: ReadingRecipe,
-        objects: Objects,
-        num_trained: int,
-        tokenizer: Path,
-        eos_token_id: int,
+        self, recipe: ReadingRecipe, objects: Objects, num_trained: int, words: TokenizerFolder
     ) -> None:
         self.recipe, self.objects, self.num_trained = recipe, objects, num_trained
-        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        self._read: CaptionTokenizer | None = None
+        self.words = words
 
     def __getitem__(self, number: int) -> ReadingBatch:
-        if self._read is None:  # here, because its functions do not travel to a process
-            self._read = read_tokenizer(self.tokenizer, eos_token_id=self.eos_token_id)
         rng = np.random.default_rng([self.recipe.seed, number])
         chosen = rng.integers(self.num_trained, size=self.recipe.objects_per_device).tolist()
-        return _batch(self.objects, chosen, self.recipe, self._read, rng)
+        return _batch(self.objects, chosen, self.recipe, self.words.tokenizer, rng)
 
 
 def _batch(
@@ -314,15 +293,6 @@ def _batch(
             text, task = objects.labels[k], "recognition"
         tasks.append(task)
         rows.append(tokenizer.encode(text))
-    ids = np.full((len(rows), max(map(len, rows))), tokenizer.eos_token_id, np.int64)
-    attention = np.zeros_like(ids)
-    for row, mask, caption in zip(ids, attention, rows, strict=True):
-        row[: len(caption)] = caption
-        mask[: len(caption)] = 1
-    return ReadingBatch(
-        objects.features_RD[list(chosen)],
-        torch.from_numpy(ids),
-        torch.from_numpy(attention),
-        tuple(tasks),
-        tuple(chosen),
-    )
+    ids_RL, attention_RL = pad_ids(rows, tokenizer.eos_token_id)
+    features_RD = objects.features_RD[list(chosen)]
+    return ReadingBatch(features_RD, ids_RL, attention_RL, tuple(tasks), tuple(chosen))

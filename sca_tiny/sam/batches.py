@@ -52,12 +52,12 @@ class SamBatch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What a message calls the images."""
+        """The images' names in messages."""
         return tuple(f"scene {seed}" for seed in self.seeds)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What a step's log adds up."""
+        """Numbers that a step's log adds up."""
         return {
             "images": len(self.seeds),
             "objects": len(self.label_N),
@@ -203,7 +203,7 @@ def coverage(masks_NYX: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.uin
 
 
 def mirrored(scene: Scene) -> Scene:
-    """The scene from the other side, for shapes and names; what captions say of places is wrong."""
+    """The scene from the other side, for shapes and names; its captions' positions are wrong."""
     x0, y0, x1, y1 = scene.boxes_xyxy.T
     width = scene.image.shape[1]
     return replace(

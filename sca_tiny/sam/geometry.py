@@ -1,4 +1,4 @@
-"""What a SAM's embedding has to say of shapes, cell by cell: a loss that no prompt is needed for.
+"""Shapes as a SAM's embedding tells them, cell by cell: a loss that no prompt is needed for.
 
 A prompt teaches a small SAM one mask and costs as much as half an image. From the embedding alone
 a linear layer, thrown away after training, tells at every cell what is object, where one thing
@@ -24,7 +24,7 @@ BOX_UNIT = 0.25  # of the image's side, so that distances are about 1
 def geometry_losses(
     head: nn.Module, embedding_BEHW: Tensor, cover_NYX: Tensor, image_N: Tensor
 ) -> dict[str, Tensor]:
-    """How badly `head`, linear (E to `NUM_OUTPUTS`), reads shapes: mean losses, each a scalar.
+    """Mean losses of `head`, linear (E to `NUM_OUTPUTS`), that reads shapes, each a scalar.
 
     `cover_NYX` is the share of each low-res cell that an object covers, 0 to 1; `image_N` is the
     image of each object, ascending. Returns `covered` and `joined`, binary cross-entropies, and

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from sca_batch.errors import ScaError
 from sca_batch.model.parts import load_sam, save_sam
 from sca_batch.model.sca import PromptableSam
 from sca_batch.train.optimization import ParameterGroup, parameter_groups
-from sca_batch.train.processes import begin_batch_worker
-from sca_batch.train.task import Losses, Report, RunSettings, Validation, settings_of
+from sca_batch.train.processes import load_batches
+from sca_batch.train.task import (
+    Batch,
+    Losses,
+    Report,
+    RunSettings,
+    Task,
+    Validation,
+    recipe_fingerprint,
+)
 from sca_tiny.recipes import SamRecipe
 from sca_tiny.sam.batches import SamBatch, SamBatches, sam_batch
 from sca_tiny.sam.calibration import calibrate
@@ -29,18 +36,18 @@ from sca_tiny.scenes.art import TRAIN_STYLES, Art
 from sca_tiny.scenes.compose import HELD_OUT_FIRST_SEED, Scene, compose_scene
 from sca_tiny.scoring import mean_of, score_masks
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = ["SamStep", "SamTask", "sam_settings", "validation_scenes"]
 
 # Far from the first held-out seeds, which benchmarks use.
 VALIDATION_FIRST_SEED = HELD_OUT_FIRST_SEED + 10_000_000
-RUN_FIELDS = frozenset(
-    ["validate_every", "validation_scenes", "checkpoint_every", "report_every", "workers"]
-)
 
 
 def sam_settings(recipe: SamRecipe) -> RunSettings:
     """The recipe's numbers that are the loop's."""
-    return settings_of(
+    return RunSettings(
         recipe,
         lr=recipe.lr,
         images_per_step=recipe.images_per_step,
@@ -61,7 +68,7 @@ class SamStep(nn.Module):
         return sam_losses(self.sam, self.classifiers, batch, self.recipe)
 
 
-class SamTask:
+class SamTask(Task):
     """A SAM that starts from ImageNet's backbone and learns on scenes. See `task.Task`.
 
     Classifiers of names learn with it and are left behind. `export` sets SAM's quality scores
@@ -83,7 +90,7 @@ class SamTask:
         freeze_stages(self.sam, recipe.frozen_stages, depthwise=recipe.frozen_depthwise)
         self.sam.vision_encoder.to(memory_format=torch.channels_last)
         self.classifiers = build_classifiers(config, len(art.concepts), recipe.seed)
-        self.module: nn.Module = SamStep(self.sam.train(), self.classifiers, recipe)
+        self.module = SamStep(self.sam.train(), self.classifiers, recipe)
         if start and start.suffix == ".pt":
             _load_trained(self.groups(), start)
         if recipe.edges_alone:
@@ -96,30 +103,16 @@ class SamTask:
         named = {f"classifiers.{n}": p for n, p in self.classifiers.named_parameters()}
         return [*groups, ParameterGroup(named, decays=True)]
 
-    def batches(self, numbers: range) -> Iterator[SamBatch]:
-        workers = self.recipe.workers
-        return iter(
-            DataLoader(
-                SamBatches(self.recipe, self.art),
-                batch_size=None,
-                sampler=numbers,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                worker_init_fn=begin_batch_worker,
-            )
-        )
+    def batches(self, numbers: range) -> Iterator[Batch]:
+        return load_batches(SamBatches(self.recipe, self.art), numbers, workers=self.recipe.workers)
 
-    def fingerprint(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.recipe).items() if k not in RUN_FIELDS}
+    def fingerprint(self) -> dict[str, object]:
+        kept = recipe_fingerprint(self.recipe, ["validation_scenes"])
         return kept | {"concepts": len(self.art.concepts), "styles": list(self.art.styles)}
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """There is none beside the weights."""
-
-    def validate(self, accelerator: Any, should_stop: Callable[[], bool]) -> Validation | None:
+    def validate(
+        self, accelerator: Accelerator, should_stop: Callable[[], bool]
+    ) -> Validation | None:
         """Masks and names on new compositions; every process does all of it."""
         if self._validation is None:
             size_px = self.recipe.sizes.image_size
@@ -171,9 +164,7 @@ def _load_trained(groups: list[ParameterGroup], checkpoint: Path) -> None:
     try:
         trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["trained"]
     except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
-        raise ScaError(
-            f"{checkpoint}: expected a checkpoint of `sca train tiny-sam`: {error}"
-        ) from error
+        raise ScaError(f"{checkpoint}: expected a checkpoint of tiny-sam: {error}") from error
     with torch.no_grad():
         for group in groups:
             for name, parameter in group.parameters.items():

@@ -4,6 +4,8 @@ The packages come from npm, once, into a cache folder; `ART_LICENSES.md` names t
 licences. `concepts.json` says which pictograms are used, and what each one shows.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -11,9 +13,8 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sca_batch.errors import MissingPackageError, ScaError
-from sca_tiny.scenes.phrases import plural_of
+from sca_tiny.scenes.words import Concept, IconName, read_concepts
 
 ICON_PX = 128
-CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
 
 
 class Package(NamedTuple):
@@ -50,48 +50,6 @@ PACKAGES = {
 # Nothing else derives from emojione, so what it shows is new to a model that never saw it.
 HELD_OUT_STYLES = ("emojione",)
 TRAIN_STYLES = tuple(style for style in PACKAGES if style not in HELD_OUT_STYLES)
-
-
-@dataclass(frozen=True, slots=True)
-class IconName:
-    """One drawing of a concept: its name in the SVG packages, and its Unicode code points.
-
-    `colours` has a key for each style that draws it: the colour word that is true of it there, or
-    None where no single one is.
-    """
-
-    name: str
-    codepoint: str
-    colours: dict[str, str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Concept:
-    """Something a scene can show, and the words for it.
-
-    `label` is the noun that captions use and `synonyms` are accepted in its place. `measure`
-    comes before the noun where English needs it: a *pair of* scissors. `article` is None for a
-    or an, otherwise `some`, `the` or nothing. `plural` is given where the rules of English do not
-    lead to it. `kind` says what sort of thing it is: animal, person, food. An `upright` concept
-    is never mirrored. `longer_names` are the names of other concepts that have one of this one's
-    names inside: a movie camera is no camera.
-    """
-
-    label: str
-    synonyms: tuple[str, ...] = ()
-    measure: str | None = None
-    icons: tuple[IconName, ...] = ()
-    kind: str = "object"
-    article: str | None = None
-    plural: str | None = None
-    upright: bool = False
-    longer_names: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every noun that names it: the label, its plural, the synonyms."""
-        plural = () if self.plural is None else (self.plural,)
-        return tuple(dict.fromkeys((self.label, *plural, *self.synonyms)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,29 +110,6 @@ class Art:
 def default_art_dir() -> Path:
     """The cache folder for art: `SCA_ART_DIR`, or `~/.cache/sca/art`."""
     return Path(os.environ.get("SCA_ART_DIR", Path.home() / ".cache" / "sca" / "art"))
-
-
-def read_concepts(path: Path = CONCEPTS_FILE) -> tuple[Concept, ...]:
-    """The table of concepts, in its own order."""
-    concepts = [
-        Concept(
-            **{**row, "synonyms": tuple(row.get("synonyms", ()))}
-            | {"icons": tuple(IconName(**icon) for icon in row["icons"])}
-        )
-        for row in json.loads(path.read_text(encoding="utf-8"))
-    ]
-    owner = {name: concept.label for concept in concepts for name in concept.names}
-    for concept in concepts:  # a bucket of popcorn is no bucket
-        if concept.measure is not None:
-            owner |= dict.fromkeys((concept.measure, plural_of(concept.measure)), concept.label)
-    longer: dict[str, list[str]] = {concept.label: [] for concept in concepts}
-    for name, label in owner.items():
-        words = name.split()
-        for start, end in combinations(range(len(words) + 1), 2):
-            inner = owner.get(" ".join(words[start:end]), label)
-            if inner != label:
-                longer[inner].append(name)
-    return tuple(replace(c, longer_names=tuple(dict.fromkeys(longer[c.label]))) for c in concepts)
 
 
 def load_art(art_dir: Path | None = None, *, styles: Iterable[str] = tuple(PACKAGES)) -> Art:

@@ -72,7 +72,7 @@ def colour_word(rgba: NDArray[np.uint8]) -> str | None:
 
 
 def _counted(hsv: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
-    """Which pixels (N, 3) of hue in degrees, saturation and value count towards each word."""
+    """The pixels (N, 3) of hue in degrees, saturation and value that count towards each word."""
     hue, saturation, value = hsv.T
     # HSV calls dark and pale pixels saturated; chroma is nearer to what the eye sees.
     chroma = saturation * value
@@ -97,7 +97,7 @@ def _counted(hsv: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
 
 
 def _is_plain(word: str, members: NDArray[np.float32]) -> bool:
-    """Whether the pixels (N, 3) counted towards a word are typical of it."""
+    """True where the pixels (N, 3) counted towards a word are typical of it."""
     if not len(members):
         return False
     hue, saturation, value = members.T

@@ -5,10 +5,11 @@ and use the training styles; the rest are for judging, by default in styles no t
 shows. Objects are listed back to front: a later object covers an earlier one.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, islice
 from typing import Literal
 
 import cv2
@@ -71,28 +72,6 @@ class _Placed:
     full_area: int
     full_mask: Mask
     inside: tuple[slice, slice]
-
-
-def scene_seeds(split: Split, *, first: int = 0) -> Iterator[int]:
-    """The seeds of a split in order, from its `first`-th."""
-    if split == "train":
-        return iter(range(first, HELD_OUT_FIRST_SEED))
-    return count(HELD_OUT_FIRST_SEED + first)
-
-
-def compose_scenes(
-    art: Art,
-    *,
-    split: Split,
-    first: int = 0,
-    num_scenes: int | None = None,
-    style: str | None = None,
-    size_px: int = REFERENCE_PX,
-    layout: Layout = "natural",
-) -> Iterator[Scene]:
-    """Streams the scenes of a split, `num_scenes` of them or without end."""
-    for seed in islice(scene_seeds(split, first=first), num_scenes):
-        yield compose_scene(seed, art, split=split, style=style, size_px=size_px, layout=layout)
 
 
 def compose_scene(
@@ -165,7 +144,7 @@ def _allowed_styles(art: Art, split: Split, style: str | None) -> tuple[str, ...
 
 
 def visible_masks(full_masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What is left of each silhouette under the ones after it, (N, H, W)."""
+    """The rest of each silhouette under the ones after it, (N, H, W)."""
     masks = full_masks.copy()
     covered = np.zeros(full_masks.shape[1:], bool)
     for mask, full_mask in zip(masks[::-1], full_masks[::-1], strict=True):
@@ -245,7 +224,7 @@ def _place_densely(
 def _shared_fraction(
     tries: NDArray[np.float64], frames: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How much of the smaller frame each of some frames (N, 4) shares with any of (M, 4), (N,)."""
+    """The share of the smaller frame that frames (N, 4) have in common with any of (M, 4), (N,)."""
     if not len(frames):
         return np.zeros(len(tries))
     low = np.maximum(tries[:, None, :2], frames[:, :2])
@@ -282,7 +261,7 @@ def _draw(
     beside_share: float,
     size_px: int,
 ) -> _Placed:
-    """A pictogram at a random place, with a chance of `beside_share` close to one of `others`."""
+    """A pictogram somewhere, with a chance of `beside_share` close to one of `others`."""
     rgba = _turned(rng, art, pictogram, length_px, size_px)
     height, width = rgba.shape[:2]
     x, y = _centre(rng, width, height, others, beside_share, size_px)
@@ -342,7 +321,7 @@ def _centre(
 def _all_can_be_seen(
     placed: list[_Placed], seen: list[Mask], candidate: _Placed, size_px: int
 ) -> bool:
-    """Whether enough is left of everything when `candidate` covers some of what is seen so far."""
+    """True where enough is left of everything when `candidate` covers some of what is seen."""
     least = MIN_VISIBLE_PX * (size_px / REFERENCE_PX) ** 2
     cover = candidate.full_mask[candidate.inside]
     if np.count_nonzero(cover) < max(least, MIN_VISIBLE_FRACTION * candidate.full_area):
@@ -415,7 +394,7 @@ def _appearance(rng: np.random.Generator) -> NDArray[np.float32]:
 def _overlap(
     left: int, top: int, width: int, height: int, size_px: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch meets the canvas, as rows and columns of the canvas and of the patch."""
+    """The part of the canvas under a patch, as rows and columns of the canvas and of the patch."""
     x0, x1 = min(max(left, 0), size_px), min(max(left + width, 0), size_px)
     y0, y1 = min(max(top, 0), size_px), min(max(top + height, 0), size_px)
     return (
@@ -458,7 +437,7 @@ def _three_channels(plane: Canvas) -> Canvas:
 
 
 def _photograph(rng: np.random.Generator, canvas: Canvas) -> NDArray[np.uint8]:
-    """What a camera and a file format do to a picture: exposure, blur, noise, JPEG."""
+    """The traces of a camera and a file format in a picture: exposure, blur, noise, JPEG."""
     canvas = canvas * np.float32(rng.uniform(0.93, 1.07)) + np.float32(rng.uniform(-6, 6))
     if rng.random() < 0.2:
         canvas = blur(canvas, rng.uniform(0.3, 0.8))

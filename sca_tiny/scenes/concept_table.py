@@ -1,4 +1,4 @@
-"""Builds concepts.json: `python -m sca_tiny.scenes.build_table`.
+"""Builds concepts.json: `python -m sca_tiny concepts`.
 
 The names come from emojibase-data and the words for them from `concept_words.txt`; which styles
 draw a name, and in which colours, is measured from the art. Writing needs the packages of
@@ -19,10 +19,8 @@ from typing import Any
 
 from sca_batch.errors import ScaError
 from sca_tiny.scenes.art import (
-    CONCEPTS_FILE,
     PACKAGES,
     TRAIN_STYLES,
-    IconName,
     Package,
     default_art_dir,
     drawings_of,
@@ -30,9 +28,9 @@ from sca_tiny.scenes.art import (
     names_drawn_by,
 )
 from sca_tiny.scenes.colours import COLOUR_WORDS, colour_word
-from sca_tiny.scenes.phrases import plural_of
+from sca_tiny.scenes.words import CONCEPTS_FILE, IconName, plural_of
 
-__all__ = ["Entry", "build_table", "read_words", "slug_of"]
+__all__ = ["Entry", "Rebuilt", "build_table", "read_words", "rebuild_table", "slug_of"]
 
 WORDS_FILE = Path(__file__).with_name("concept_words.txt")
 EMOJIBASE = Package("emojibase-data", "17.0.0")
@@ -235,7 +233,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a rebuilt table has: concepts, drawings of each style, and names that no line uses."""
+    """The contents of a rebuilt table: concepts, drawings of each style, names on no line."""
 
     num_concepts: int
     num_drawings: int

@@ -7,28 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from sca_tiny.scenes.art import Concept
+from sca_tiny.scenes.words import NUMBERS, Concept, count_phrase, noun_phrase
 
 __all__ = [
-    "MAX_CAPTION_WORDS",
-    "Arrangement",
-    "Mask",
-    "box_of",
-    "caption_subject",
-    "count_phrase",
-    "indefinite",
-    "noun_phrase",
-    "plural_of",
-    "write_captions",
+    "MAX_CAPTION_WORDS", "Arrangement", "Mask", "box_of", "caption_subject", "write_captions",
     "write_plain_captions",
-]
+]  # fmt: skip
 
 Mask = NDArray[np.bool_]
 
@@ -55,7 +44,7 @@ def box_of(mask: Mask) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """Where N objects lie, from back to front, and the words that are true of it.
+    """The layout of N objects, from back to front, and the words that are true of it.
 
     `masks` (N, H, W) hold what can be seen of each object, `full_masks` all of its silhouette.
     """
@@ -91,7 +80,7 @@ class Arrangement:
         return ("small", "little") if share < SMALL_BELOW else ()
 
     def position_word(self, i: int) -> str:
-        """Which ninth of the canvas holds the middle of the box: `top left` to `center`."""
+        """The ninth of the canvas that holds the middle of the box: `top left` to `center`."""
         x0, y0, x1, y1 = self._boxes[i]
         height, width = self.masks.shape[1:]
         column = min(int((x0 + x1) / 2 / width * 3), 2)
@@ -100,7 +89,7 @@ class Arrangement:
         return " ".join(word for word in words if word) or "center"
 
     def relation_word(self, subject: int, other: int) -> str | None:
-        """How one object lies to another: `in front of`, `behind`, `left of`, `above`, ...
+        """The relation of one object to another: `in front of`, `behind`, `left of`, `above`, ...
 
         `in front of` and `behind` need one to hide a visible share of the other; `left of`,
         `right of`, `above` and `below` need two that are close, level or in line, and do not
@@ -139,71 +128,6 @@ class Arrangement:
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return None
         return rows, columns
-
-
-def noun_phrase(concept: Concept, *, size: str | None = None, colour: str | None = None) -> str:
-    """`a small pair of red scissors`: article, size, measure, colour, label."""
-    words = " ".join(word for word in (size, concept.measure, colour, concept.label) if word)
-    if concept.article is not None:
-        return f"{concept.article} {words}".strip()
-    return f"{indefinite(words)} {words}"
-
-
-def count_phrase(concept: Concept, number: int, *, colour: str | None = None) -> str | None:
-    """`two red apples`, `three slices of pizza`; None for what is not counted."""
-    if concept.measure is not None:
-        noun = " ".join(w for w in (plural_of(concept.measure), colour, concept.label) if w)
-    elif concept.plural is not None:
-        noun = " ".join(word for word in (colour, concept.plural) if word)
-    else:
-        return None
-    return f"{_NUMBERS[number]} {noun}"
-
-
-_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-_SOUNDS_LIKE_A_CONSONANT = re.compile(r"(?:uni|eu|one\b|u-|ufo|ukulele)")
-_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?:hour|x-|honest)")
-
-
-def indefinite(words: str) -> str:
-    """`a` or `an`, by the sound of what follows: an hourglass, a unicorn, an x-ray."""
-    if _SOUNDS_LIKE_A_VOWEL.match(words):
-        return "an"
-    return "an" if words[0] in "aeiou" and not _SOUNDS_LIKE_A_CONSONANT.match(words) else "a"
-
-
-_IRREGULAR = {
-    "child": "children", "foot": "feet", "goose": "geese", "leaf": "leaves", "loaf": "loaves",
-    "man": "men", "mouse": "mice", "ox": "oxen", "person": "people", "scarf": "scarves",
-    "tooth": "teeth", "wolf": "wolves", "woman": "women", "cactus": "cacti", "knife": "knives",
-    "elf": "elves", "life": "lives", "tomato": "tomatoes", "potato": "potatoes",
-    "mango": "mangoes", "mosquito": "mosquitoes", "volcano": "volcanoes", "hero": "heroes",
-    "superhero": "superheroes", "domino": "dominoes", "fireman": "firemen", "snowman": "snowmen",
-    "sheep": "sheep", "fish": "fish", "deer": "deer", "bison": "bison", "moose": "moose",
-    "shrimp": "shrimp", "squid": "squid", "sushi": "sushi", "aircraft": "aircraft",
-    "jellyfish": "jellyfish", "pufferfish": "pufferfish", "t-rex": "t-rexes", "box": "boxes",
-}  # fmt: skip
-_BEFORE_REST = re.compile(
-    r" (?:with|without|of|in|on|over|covering|holding|getting|taking|doing|touching|tipping"
-    r"|raising|bouncing|feeding|meditating|walking|running|standing|kneeling|frowning|pouting"
-    r"|bowing|facepalming|shrugging|licking|blowing|rolling|pointing|from|and)\b"
-)
-
-
-def plural_of(noun: str) -> str:
-    """More than one of a noun: `boxes`, `people walking`, `cups with straw`."""
-    rest = _BEFORE_REST.search(noun)
-    head, tail = (noun[: rest.start()], noun[rest.start() :]) if rest else (noun, "")
-    first, _, last = head.rpartition(" ")
-    if last in _IRREGULAR:
-        plural = _IRREGULAR[last]
-    elif re.search(r"(?:s|x|z|ch|sh)$", last):
-        plural = f"{last}es"
-    elif re.search(r"[^aeiou]y$", last):
-        plural = f"{last[:-1]}ies"
-    else:
-        plural = f"{last}s"
-    return f"{first} {plural}{tail}".strip()
 
 
 def caption_subject(caption: str) -> str:
@@ -280,7 +204,7 @@ def _count(
     rng: np.random.Generator, concept: Concept, colours: Sequence[str | None], number: int
 ) -> str | None:
     """`two red apples` where there are two or more; their colour only if they share one."""
-    if number < 2 or number not in _NUMBERS:
+    if number < 2 or number not in NUMBERS:
         return None
     shared = colours[0] if len(set(colours)) == 1 and rng.random() < 0.6 else None
     return count_phrase(concept, number, colour=shared)

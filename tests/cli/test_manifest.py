@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sca_batch.cli.manifest import KINDS, manifest
+from sca_batch.cli.manifest import manifest
 from sca_batch.errors import ScaError
 from sca_batch.manifests.annotations import SOURCES
 from sca_batch.manifests.read import read_manifest
+from sca_batch.manifests.request import KINDS
 from sca_batch.plan.plan import make_plan
 
 
@@ -104,6 +105,19 @@ def test_options_of_data_sets_need_a_data_set(sca_manifest, shapes_images):
         sca_manifest("build", shapes_images, "--ref-protocol", "clean")
     with pytest.raises(ScaError, match="reads one folder"):
         sca_manifest("build", "--from", "vg", shapes_images, shapes_images)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--annotations", "gone"], "--annotations gone: no such file or folder"),
+        (["--images", "gone"], "--images gone: no such folder"),
+        (["--limit", 0], "--limit is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_an_option_that_cannot_be_met_is_named(sca_manifest, coco, typed, message):
+    with pytest.raises(ScaError, match=message):
+        sca_manifest("build", "--from", "coco", coco, *typed)
 
 
 def test_a_folder_becomes_a_manifest_with_the_same_plan(sca_manifest, shapes_images, tmp_path):

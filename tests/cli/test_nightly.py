@@ -85,7 +85,8 @@ def test_a_run_that_goes_on_says_how_its_sources_have_changed(caption, shapes_im
     shutil.copy(shapes_images / "shapes-0.png", shapes_images / "new.png")
     os.utime(shapes_images / "shapes-0.png", ns=(1, 1))
     (shapes_images / "shapes-1.png").unlink()
-    said = caption()
+    said = caption(code=1)  # exit code 0 says that every listed image has a record
+    assert "1 images have no record: add --update" in said
     assert "1 new, 1 changed, 1 vanished, 0 back" in said
     assert "--update" in said
     assert len(rows()) == 3

@@ -194,7 +194,7 @@ def test_a_dry_run_builds_nothing(sca, tmp_path):
         (["--recipe", "none"], "no recipe 'none': expected a .toml file or one of cpu-bf16, cpu-"),
         (["--precision", "fp16"], "precision 'fp16' with backend openvino: expected fp32 or bf16"),
         (["--set", "regions=5,1,1"], "regions [5, 1, 1]: expected least, usual and most"),
-        (["--set", "width=3"], "--set width=3: expected KEY=VALUE, KEY one of backend, "),
+        (["--set", "width=3"], "--set width: this recipe has no width; one of backend, "),
         (["--set", "graphs=decode"], "graphs ['decode']: expected some of encoder, decoder"),
         (["--set", "keep_fp32=a"], "keep_fp32 with precision fp32: it belongs to fp16"),
         (["--precision", "bf16", "--set", "keep_fp32=a"], "it belongs to fp16 and TensorRT's bf16"),

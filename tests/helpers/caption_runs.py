@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from sca_batch.train.caption_loop import train_captioner
-from sca_batch.train.caption_recipes import CAPTION_RECIPES
+from sca_batch.train.caption_task import train_captioner
+from sca_batch.train.loop import RunOptions
+from sca_batch.train.recipes import CAPTION_RECIPES
+from sca_batch.train.request import RunRequest
 
 torch.set_num_threads(1)
 
@@ -60,16 +63,12 @@ def write_data(folder: Path, images: int = 5) -> Path:
     return path
 
 
-def run(recipe, out, data, *, resume=False, said=None, **options):
-    return train_captioner(
-        recipe,
-        {part.name: data for part in recipe.data},
-        out,
-        resume=resume,
-        report=(said if said is not None else []).append,
-        cpu=True,
-        **options,
-    )
+def run(recipe, out, data, *, said=None, validation=None, cache=None, **options):
+    manifests = {part.name: data for part in recipe.data}
+    asked = {name: options.pop(name) for name in ("resume", "trackers") if name in options}
+    report = (said if said is not None else []).append
+    told = RunOptions(report, RunRequest(cpu=True, **asked), **options)
+    return train_captioner(recipe, manifests, out, told, validation=validation, cache=cache)
 
 
 def rows_of(out):
@@ -97,7 +96,7 @@ class Started:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["accelerate", "sca_batch.cli.train", "sca_batch.job", "sca_batch.train.caption_loop"]
+        ["accelerate", "sca_batch.cli.train", "sca_batch.job", "sca_batch.train.caption_task"]
     )
 
     def __init__(self, command, said, *, group=False, environment=None):
@@ -151,8 +150,11 @@ def _main(command, said, group, environment):
     import sys
 
     from sca_batch.cli import main
+    from sca_batch.cli.stopping import SIGNALS
 
     os.environ.update(environment)
+    # A fork server that a captioning run began is deaf to signals, and so would its children be.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if "PRETEND_GPUS" in environment:
         # Accelerate takes FSDP for GPUs only. It works on CPUs, where its state says otherwise.
         from accelerate import PartialState

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from sca_batch.boxes import clip_xyxy, resized_size, to_model_frame, xywh_to_xyxy
 from sca_batch.errors import ImageError
-from sca_batch.images.decode import decode, looks_like_image, read_image
+from sca_batch.images.decode import decode, read_image
+from sca_batch.images.formats import looks_like_image
 from sca_batch.images.pixels import preprocess, to_rgb
 from sca_batch.images.policy import ReadPolicy
 from sca_batch.regions.masks import back_project

@@ -27,9 +27,9 @@ def png(colour=(10, 200, 30), size=(6, 4)):
     return buffer.getvalue()
 
 
-def code_of(uri, **places):
+def code_of(uri, **limits):
     with pytest.raises(ImageError) as caught:
-        read_bytes(str(uri), ReadPolicy(**places))
+        read_bytes(str(uri), ReadPolicy(**limits))
     return caught.value.code
 
 
@@ -119,7 +119,7 @@ def test_members_are_read_in_place_whatever_their_names(tmp_path, suffix, monkey
     (make_zip if suffix == ".zip" else make_tar)(archive)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    plan = plan_sources([str(archive)], is_image=lambda path: True)
+    plan = plan_sources([str(archive)])
     names = plan.frame["file_name"].to_list()
     assert names[: len(HOSTILE)] == [f"a{suffix}!/{name}" for name in HOSTILE]
     for uri in plan.frame["uri"][: len(HOSTILE)]:
@@ -146,7 +146,7 @@ def test_what_stands_beside_an_image_in_a_tar_comes_along(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             file.addfile(info, io.BytesIO(content))
-    plan = plan_sources([str(tmp_path / "shard.tar")], is_image=lambda path: True)
+    plan = plan_sources([str(tmp_path / "shard.tar")])
     found = {
         row["key"].partition("!/")[2]: json.loads(row["extra"]) for row in plan.frame.to_dicts()
     }
@@ -178,7 +178,7 @@ def test_a_broken_archive_is_a_bad_request_or_a_bad_row(tmp_path, content, suffi
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     with pytest.raises(ScaError):
-        plan_sources([str(path)], is_image=lambda path: True)
+        plan_sources([str(path)])
     assert code_of(f"{path}!/x.png") in ("truncated", "unreadable", "missing")
 
 
@@ -192,14 +192,14 @@ def test_objects_of_a_store_are_a_source_and_are_read():
     store = fsspec.filesystem("memory")
     try:
         store.pipe({"/corpus/b/2.png": png(), "/corpus/1.png": png(), "/corpus/x.txt": b"-"})
-        plan = plan_sources(["memory://corpus"], is_image=lambda path: True)
+        plan = plan_sources(["memory://corpus"])
         assert plan.frame["key"].to_list() == ["1.png", "b/2.png"]
         assert plan.skipped_files == 1
         assert read_image(plan.frame["uri"][1]).size_hw == (4, 6)
         assert code_of("memory://corpus/nobody.png") == "missing"
         assert code_of("memory://corpus/1.png", max_bytes=10) == "too_large"
         with pytest.raises(ScaError, match="no images"):
-            plan_sources(["memory://nowhere"], is_image=lambda path: True)
+            plan_sources(["memory://nowhere"])
     finally:
         store.rm("/corpus", recursive=True)
 
@@ -239,7 +239,7 @@ def test_secrets_of_urls_stay_out_of_records(tmp_path):
     from sca_batch.records import ImageRecord, ImageRef
 
     (tmp_path / "m.txt").write_text("https://me:pass@x.org/a.png?sig=hush\n")
-    plan = plan_sources([str(tmp_path / "m.txt")], is_image=lambda path: True)
+    plan = plan_sources([str(tmp_path / "m.txt")])
     (row,) = plan.frame.to_dicts()
     assert "pass" in row["uri"]  # the plan alone keeps what is needed to read the image
     ref = ImageRef(1, row["key"], row["uri"], row["file_name"])

@@ -9,7 +9,8 @@ from sca_batch.dataset.shards import iter_rows
 from sca_batch.errors import ScaError
 from sca_batch.job.caption import caption_corpus
 from sca_batch.job.events import ImageDone
-from sca_batch.job.run import locked, refuse_foreign_folder, remove_run
+from sca_batch.job.run import refuse_foreign_folder, remove_run
+from sca_batch.storage.lock import locked
 
 # What the little shapes model needs to find anything; the defaults are for real SAM.
 SMALL = {
@@ -85,7 +86,8 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_rows(
     )
     assert outcome.tally.stopped
     assert outcome.exit_code == 75
-    assert f".shard-000000.partial-{stop_after}.parquet" in files_of(tmp_path / "out")
+    pieces = [name for name in files_of(tmp_path / "out") if "partial" in name]
+    assert pieces == [f".shard-000000.partial-{i}-{i + 1}.parquet" for i in range(stop_after)]
     outcome = start(shard_size=3)
     assert (outcome.tally.images, outcome.tally.resumed_images) == (3 - stop_after, stop_after)
     assert not [name for name in files_of(tmp_path / "out") if "partial" in name]
@@ -102,7 +104,7 @@ def test_an_exception_in_the_middle_keeps_what_was_done(start, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         start(shard_size=3, listen=fail)
-    assert ".shard-000000.partial-2.parquet" in files_of(tmp_path / "out")
+    assert ".shard-000000.partial-1-2.parquet" in files_of(tmp_path / "out")
     assert start(shard_size=3).tally.images == 1
 
 

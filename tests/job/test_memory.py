@@ -11,10 +11,10 @@ import pytest
 PLANNED = """
 import resource, sys
 from pathlib import Path
-from sca_batch.plan.run_plan import cut_frames, write_cut_plan
+from sca_batch.plan.run_plan import run_plan_frames, write_run_plan
 from sca_batch.plan.sources import plan_sources
-plan = plan_sources([sys.argv[1]], is_image=lambda path: True)
-write_cut_plan(cut_frames(plan, 64), Path(sys.argv[2]), plan.digest)
+plan = plan_sources([sys.argv[1]])
+write_run_plan(run_plan_frames(plan, 64), Path(sys.argv[2]))
 print(len(plan), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

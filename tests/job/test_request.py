@@ -97,7 +97,7 @@ def test_values_are_read_as_scripts_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 3}, "no option beams; expected some of allow_http"),
+        ({"beams": 3}, "no option beams; expected some of accept_vanished"),
         ({"num_beams": "3"}, "--num-beams is 3; expected a whole number of at least 1"),
         ({"num_beams": True}, "--num-beams is True; expected a whole number"),
         ({"min_caption_score": 1.5}, "--min-caption-score is 1.5; expected a finite number from 0"),

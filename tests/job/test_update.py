@@ -13,7 +13,7 @@ from sca_batch.job.events import SourcesChanged
 from sca_batch.job.update import source_changes, update_plan
 from sca_batch.manifests.read import read_manifest
 from sca_batch.plan.plan import make_plan
-from sca_batch.plan.run_plan import cut_frames, open_plan, write_cut_plan
+from sca_batch.plan.run_plan import open_run_plan, run_plan_frames, write_run_plan
 from sca_batch.storage.spool import Spool, rebatched
 
 
@@ -28,7 +28,7 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, rows_at_once)
     chance = random.Random(0)
     before = {f"{i}.jpg": chance.randrange(5) for i in range(200)}
     plan = plan_of(tmp_path, [{"uri": key, "n": n} for key, n in before.items()])
-    write_cut_plan(cut_frames(plan, 64), tmp_path, plan.digest)
+    write_run_plan(run_plan_frames(plan, 64), tmp_path)
 
     kept = chance.sample(sorted(before), 150)
     now = {key: before[key] for key in kept}
@@ -38,11 +38,11 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, rows_at_once)
     order = chance.sample(sorted(now), len(now))
     listed = plan_of(tmp_path, [{"uri": key, "n": now[key]} for key in order])
     expected = SourcesChanged(new=70, changed=30, gone=50, back=0, unchanged=120, followed=False)
-    assert source_changes(open_plan(tmp_path), listed, rows_at_once=rows_at_once) == expected
+    assert source_changes(open_run_plan(tmp_path), listed, rows_at_once=rows_at_once) == expected
     updated = update_plan(tmp_path, listed, 64, rows_at_once=rows_at_once)
     assert updated == replace(expected, followed=True)
 
-    after = open_plan(tmp_path)
+    after = open_run_plan(tmp_path)
     after.check()
     rows = pl.concat(after.batches()).to_dicts()
     assert [row["key"] for row in rows[:200]] == list(before)
@@ -63,11 +63,34 @@ def test_rows_are_matched_by_key_wherever_they_stand_now(tmp_path, rows_at_once)
 
 def test_ids_that_were_given_stay(tmp_path):
     plan = plan_of(tmp_path, [{"uri": "a.jpg", "id": 7}, {"uri": "b.jpg", "id": 3}])
-    write_cut_plan(cut_frames(plan, 64), tmp_path, plan.digest)
+    write_run_plan(run_plan_frames(plan, 64), tmp_path)
     listed = plan_of(tmp_path, [{"uri": "c.jpg", "id": 5}, {"uri": "a.jpg", "id": 7}])
     assert update_plan(tmp_path, listed, 64).new == 1
-    rows = pl.concat(open_plan(tmp_path).batches(["image_id", "gone"])).rows()
+    rows = pl.concat(open_run_plan(tmp_path).batches(["image_id", "gone"])).rows()
     assert rows == [(7, False), (3, True), (5, False)]
+
+
+def test_rows_whose_given_regions_changed_are_made_again_and_no_others(tmp_path):
+    mask = {"size": [2, 3], "counts": [1, 4, 1]}
+    rows = [
+        {"uri": "a.jpg", "boxes_xyxy": [[0, 0, 1.5, 2], None], "masks_rle": [None, mask]},
+        {"uri": "b.jpg", "points": [[1, 2]], "prompt_ids": ["left"]},
+        {"uri": "c.jpg", "boxes_xyxy": []},
+        {"uri": "d.jpg"},
+    ]
+    write_run_plan(run_plan_frames(plan_of(tmp_path, rows), 64), tmp_path)
+    same = update_plan(tmp_path, plan_of(tmp_path, rows[::-1]), 64)
+    assert (same.changed, same.unchanged) == (0, 4)
+
+    rows[1]["points"] = [[1, 3]]
+    del rows[2]["boxes_xyxy"]
+    found = update_plan(tmp_path, plan_of(tmp_path, rows), 64)
+    assert (found.changed, found.unchanged) == (2, 2)
+    after = open_run_plan(tmp_path).refs(0)
+    assert [ref.key for ref in after] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert after[1].prompts[0].points_xy == ((1, 3),)
+    assert after[2].prompts is None
+    assert len(after[0].prompts) == 2
 
 
 def test_a_spool_gives_back_its_rows_whole_in_batches_and_by_number():

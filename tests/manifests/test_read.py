@@ -17,7 +17,7 @@ from sca_batch.errors import ScaError
 from sca_batch.manifests.coco import coco_rows
 from sca_batch.manifests.read import read_manifest
 from sca_batch.plan.plan import make_plan, plan_head, plan_refs
-from sca_batch.plan.run_plan import cut_frames, open_plan, write_cut_plan
+from sca_batch.plan.run_plan import open_run_plan, run_plan_frames, write_run_plan
 from sca_batch.records import Prompt
 
 # pycocotools' decode answers numpy's new copy protocol with an old signature.
@@ -514,8 +514,8 @@ def test_the_order_of_the_lists_in_a_coco_file_does_not_matter(tmp_path):
         document = {"info": {"images": 3}, **{key: lists[key] for key in keys}, "licenses": []}
         path = tmp_path / f"{keys[0]}.json"
         path.write_text(json.dumps(document))
-        rows = [json.loads(row.prompts) for _, row in coco_rows(path)]
-        found.append([[region["id"] for region in regions] for regions in rows])
+        rows = [row.prompts for _, row in coco_rows(path)]
+        found.append([[prompt.prompt_id for prompt in prompts] for prompts in rows])
     assert found == [[["2", "4"], ["0", "3", "6"], ["1", "5"]]] * 2
 
 
@@ -626,10 +626,14 @@ def test_a_bad_row_fails_the_schema_and_the_reader(tmp_path, row):
 # -- the plan
 
 
+def plan_digest(plan, folder):
+    return write_run_plan(run_plan_frames(plan, 4), folder / "digested").digest
+
+
 def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
     (tmp_path / "m.txt").write_text("".join(f"{i}.jpg\n" for i in range(10)))
     plan = make_plan([read_manifest(str(tmp_path / "m.txt"))])
-    cut = write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
+    cut = write_run_plan(run_plan_frames(plan, 4), tmp_path / "out")
     shards = [cut.refs(i) for i in range(cut.shards)]
     assert [len(shard) for shard in shards] == [4, 4, 2]
     assert [ref.image_id for shard in shards for ref in shard] == list(range(1, 11))
@@ -638,10 +642,10 @@ def test_shards_cut_the_plan_without_gap_or_overlap(tmp_path):
 def test_a_plan_comes_back_from_its_file_with_the_same_digest(tmp_path):
     path = jsonl(tmp_path, {"uri": "é.jpg", "boxes_xyxy": BOXES, "n": "ü"}, {"uri": "b"})
     plan = make_plan([read_manifest(str(path))])
-    write_cut_plan(cut_frames(plan, 4), tmp_path / "out", plan.digest)
-    again = open_plan(tmp_path / "out")
+    written = write_run_plan(run_plan_frames(plan, 4), tmp_path / "out")
+    again = open_run_plan(tmp_path / "out")
     again.check()
-    assert again.digest == plan.digest
+    assert again.digest == written.digest
     assert pl.concat(again.batches(plan.frame.columns)).equals(plan.frame)
     assert again.refs(0) == list(plan_refs(plan))
 
@@ -657,23 +661,23 @@ def test_a_plan_comes_back_from_its_file_with_the_same_digest(tmp_path):
 )
 def test_the_digest_changes_with_the_rows(tmp_path, change):
     before = jsonl(tmp_path, {"uri": "a.jpg"}, {"uri": "b.jpg"})
-    digest = make_plan([read_manifest(str(before))]).digest
+    digest = plan_digest(make_plan([read_manifest(str(before))]), tmp_path)
     after = jsonl(tmp_path, *change)
-    assert make_plan([read_manifest(str(after))]).digest != digest
+    assert plan_digest(make_plan([read_manifest(str(after))]), tmp_path) != digest
 
 
 def test_a_damaged_or_missing_plan_is_refused(tmp_path):
     with pytest.raises(ScaError, match="no plan"):
-        open_plan(tmp_path)
+        open_run_plan(tmp_path)
     plan = make_plan([read_manifest(str(jsonl(tmp_path, {"uri": "a"})))])
-    path = write_cut_plan(cut_frames(plan, 4), tmp_path, plan.digest).path
+    path = write_run_plan(run_plan_frames(plan, 4), tmp_path).path
     changed = pl.read_parquet(path).with_columns(pl.lit("b").alias("uri"))
     changed.write_parquet(path, metadata=pl.read_parquet_metadata(path))
     with pytest.raises(ScaError, match="not those that were planned"):
-        open_plan(tmp_path).check()
+        open_run_plan(tmp_path).check()
     path.write_bytes(b"PAR1")
     with pytest.raises(ScaError, match="not a readable plan"):
-        open_plan(tmp_path)
+        open_run_plan(tmp_path)
 
 
 def test_the_head_of_a_plan_is_the_plan_of_the_first_rows(tmp_path):
@@ -681,5 +685,5 @@ def test_the_head_of_a_plan_is_the_plan_of_the_first_rows(tmp_path):
     plan = make_plan([read_manifest(str(jsonl(tmp_path, *rows)))])
     head = plan_head(plan, 2)
     short = make_plan([read_manifest(str(jsonl(tmp_path, *rows[:2])))])
-    assert head.digest == short.digest
+    assert plan_digest(head, tmp_path) == plan_digest(short, tmp_path)
     assert plan_head(plan, 9) is plan

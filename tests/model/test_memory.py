@@ -57,7 +57,7 @@ def test_another_error_is_not_taken_for_it():
 class Narrow:
     """A captioner whose device holds three regions at once, and no region wider than 50."""
 
-    needs_embedding = needs_crop_embeddings = False
+    needs_pixels = needs_embedding = needs_crop_embeddings = False
 
     def __init__(self):
         self.sizes = []

@@ -8,10 +8,8 @@ import pytest
 from PIL import Image
 
 from sca_batch.errors import ScaError
-from sca_batch.images.decode import looks_like_image
 from sca_batch.plan.plan import Plan
 from sca_batch.plan.sources import (
-    has_image_suffix,
     list_folder,
     plan_sources,
     refuse_output_inside,
@@ -31,31 +29,32 @@ def text(path, content="not an image"):
 
 
 def plan(*sources, **options) -> Plan:
-    return plan_sources([str(source) for source in sources], is_image=looks_like_image, **options)
+    return plan_sources([str(source) for source in sources], **options)
 
 
 def names(planned):
     return planned.frame["file_name"].to_list()
 
 
-def test_a_folder_is_listed_at_any_depth_sorted_and_by_content(tmp_path):
+def test_a_folder_is_listed_at_any_depth_sorted_by_content_and_suffix(tmp_path):
     for name in ["z.jpg", "cats/b.png", "cats/a", "cats/deep/er/c.notes"]:
         image(tmp_path / name)
     text(tmp_path / "readme.md")
     text(tmp_path / "cats/lies.jpg")
     found = plan(tmp_path)
-    assert names(found) == ["cats/a", "cats/b.png", "cats/deep/er/c.notes", "z.jpg"]
+    listed = ["cats/a", "cats/b.png", "cats/deep/er/c.notes", "cats/lies.jpg", "z.jpg"]
+    assert names(found) == listed
     assert found.frame["uri"].to_list() == [str(tmp_path / name) for name in names(found)]
-    assert found.frame["image_id"].to_list() == [1, 2, 3, 4]
+    assert found.frame["image_id"].to_list() == [1, 2, 3, 4, 5]
     assert found.frame["key"].to_list() == names(found)
-    assert found.frame["prompts"].null_count() == 4
-    assert found.skipped_files == 2
+    assert found.frame["prompts"].null_count() == 5
+    assert found.skipped_files == 1
 
 
-def test_what_counts_as_an_image_is_the_callers_decision(tmp_path):
+def test_a_broken_file_with_an_images_suffix_counts_as_an_image(tmp_path):
     text(tmp_path / "broken.jpg")
     text(tmp_path / "notes.txt")
-    found = list_folder(tmp_path, lambda path: looks_like_image(path) or has_image_suffix(path))
+    found = list_folder(tmp_path)
     assert found.files.to_list() == ["broken.jpg"]
     assert found.skipped_files == 1
 
@@ -210,9 +209,10 @@ def test_no_source_at_all_is_refused():
 
 def test_the_plan_does_not_depend_on_where_the_command_is_run(tmp_path, monkeypatch):
     image(tmp_path / "photos/a.png")
-    digest = plan(tmp_path / "photos").digest
+    frame = plan(tmp_path / "photos").frame
     monkeypatch.chdir(tmp_path / "photos")
-    assert plan(".").digest == plan("../photos").digest == digest
+    assert plan(".").frame.equals(frame)
+    assert plan("../photos").frame.equals(frame)
 
 
 @pytest.mark.parametrize(

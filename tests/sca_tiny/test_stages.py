@@ -23,9 +23,11 @@ from sca_batch.model.checkpoint import build_empty, load_checkpoint  # noqa: E40
 from sca_batch.model.config import config_from_dict  # noqa: E402
 from sca_batch.model.parts import load_sam, read_parts, save_sam  # noqa: E402
 from sca_batch.model.pyramid import fold_batch_norms  # noqa: E402
-from sca_batch.model.sam import cells_of, pack_cells  # noqa: E402
+from sca_batch.model.sam import pack_cells  # noqa: E402
 from sca_batch.model.sca import PromptableSam  # noqa: E402
 from sca_batch.model.timm_encoder import create_timm  # noqa: E402
+from sca_batch.train.loop import RunOptions  # noqa: E402
+from sca_batch.train.request import RunRequest  # noqa: E402
 from sca_tiny.caption.task import (  # noqa: E402
     caption_sample,
     distance,
@@ -50,14 +52,17 @@ from sca_tiny.sam.geometry import NUM_OUTPUTS, geometry_losses, in_rows  # noqa:
 from sca_tiny.sam.losses import (  # noqa: E402
     as_pixels,
     build_classifiers,
+    cells_of,
     mask_losses,
+    predict_cells,
     sam_losses,
 )
 from sca_tiny.sam.task import SamTask, freeze_stages  # noqa: E402
-from sca_tiny.scenes.art import TRAIN_STYLES, Art, Concept, Pictogram  # noqa: E402
+from sca_tiny.scenes.art import TRAIN_STYLES, Art, Pictogram  # noqa: E402
 from sca_tiny.scenes.compose import compose_scene  # noqa: E402
+from sca_tiny.scenes.words import Concept  # noqa: E402
 from sca_tiny.scoring import names_concept, score_masks  # noqa: E402
-from sca_tiny.stages import StageOptions, train_stage, train_tiny  # noqa: E402
+from sca_tiny.stages import train_stage, train_tiny  # noqa: E402
 
 SHAPES = {"disc": (225, 30, 30), "plank": (30, 200, 30), "ring": (30, 40, 225)}
 
@@ -159,8 +164,8 @@ def sam(art) -> PromptableSam:
     return SamTask(SAM, art, report=print).sam
 
 
-def options(*, resume: bool = False, stop_after: int | None = None) -> StageOptions:
-    return StageOptions(resume=resume, report=lambda _: None, cpu=True, stop_after=stop_after)
+def options(*, resume: bool = False, stop_after: int | None = None) -> RunOptions:
+    return RunOptions(lambda _: None, RunRequest(resume=resume, cpu=True), stop_after=stop_after)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -363,7 +368,7 @@ def test_masks_by_cells_are_the_masks(sam):
     for high_res in (None, features[..., 16:]):
         with torch.no_grad():
             masks = sam.mask_decoder.predict_masks(tokens, features[..., :16], high_res)
-            cells = sam.mask_decoder.predict_cells(tokens, features[..., :16], high_res)
+            cells = predict_cells(sam.mask_decoder, tokens, features[..., :16], high_res)
         for mask in range(4):
             torch.testing.assert_close(
                 cells[..., mask], cells_of(masks[:, mask]), rtol=0, atol=1e-5
@@ -550,7 +555,7 @@ def test_another_run_goes_on_from_a_checkpoint_with_other_numbers(tmp_path, art)
             torch.testing.assert_close(parameter.data, trained[name])
     assert not set(task_seeds(task, 2)) & set(task_seeds(SamTask(SAM, art, report=print), 3))
     checkpoint.write_bytes(b"nothing")
-    with pytest.raises(ScaError, match="expected a checkpoint of `sca train tiny-sam`"):
+    with pytest.raises(ScaError, match="expected a checkpoint of tiny-sam"):
         SamTask(second, art, report=print)
 
 

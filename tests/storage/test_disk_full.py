@@ -23,13 +23,13 @@ from sca_batch.storage.spool import Scratch
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("mounting is not permitted here; a limit on file sizes is tested below")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def assert_nothing_half_written(out):
     ]
 
 
-def free_bytes(place):
-    status = os.statvfs(place)
+def free_bytes(disk):
+    status = os.statvfs(disk)
     return status.f_bavail * status.f_frsize
 
 

@@ -17,5 +17,5 @@ def unbroken(tmp_path_factory, data):
     from caption_runs import QUICK, run
 
     out = tmp_path_factory.mktemp("run") / "unbroken"
-    run(QUICK, out, data, validation=data, trackers=["tensorboard"])
+    run(QUICK, out, data, validation=data, trackers=("tensorboard",))
     return out

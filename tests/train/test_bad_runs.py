@@ -15,7 +15,7 @@ from caption_runs import QUICK, command_of, losses, rows_of, run, write_data
 
 from sca_batch.cli import main
 from sca_batch.errors import OutputError, ScaError
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.state import Checkpoints
 
 
 @contextmanager

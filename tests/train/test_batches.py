@@ -9,7 +9,7 @@ from caption_runs import GOLDEN, STILL
 from PIL import Image
 
 from sca_batch.manifests.references import read_captioned
-from sca_batch.train.batches import RegionBatches
+from sca_batch.train.batches import RegionBatches, TokenizerFolder
 from sca_batch.train.task import BatchFailure
 
 FULL, EMPTY = [10, 10, 40, 40], [60, 20, 60, 50]  # the second has no width
@@ -28,9 +28,8 @@ def batches(folder, boxes, *, missing=(), **changes):
     return RegionBatches(
         dataclasses.replace(STILL, **changes),
         [read_captioned(path)],
-        size=128,
-        tokenizer_folder=GOLDEN / "anything",
-        eos_token_id=0,
+        128,
+        TokenizerFolder(GOLDEN / "anything", eos_token_id=0),
     )
 
 

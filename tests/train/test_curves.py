@@ -8,7 +8,7 @@ from PIL import Image
 
 from sca_batch.cli import main
 from sca_batch.errors import ScaError
-from sca_batch.train.curves import draw_curves, read_curves
+from sca_batch.train.tracking import draw_curves, read_curves
 
 
 def write_log(folder, rows, tail=""):

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from sca_batch.overrides import with_settings
-from sca_batch.train.caption_recipes import CAPTION_RECIPES
 from sca_batch.train.estimate import preview
+from sca_batch.train.recipes import CAPTION_RECIPES
 
 
 def lines_of(name, *settings):

@@ -14,7 +14,7 @@ from caption_runs import GOLDEN, QUICK, run
 from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.load import load_model
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.state import Checkpoints
 
 MIXER = "mask_decoder.caption_tokens.weight"
 

@@ -11,26 +11,21 @@ pytest.importorskip("accelerate")
 from caption_runs import rows_of
 
 from sca_batch.errors import ScaError, TrainingError
-from sca_batch.train.checkpoints import Checkpoints
-from sca_batch.train.loop import run_task
+from sca_batch.train.loop import RunOptions, run_task
 from sca_batch.train.optimization import ParameterGroup
 from sca_batch.train.processes import open_accelerator
+from sca_batch.train.recipes import CaptionRecipe
+from sca_batch.train.request import RunRequest
+from sca_batch.train.state import Checkpoints
 from sca_batch.train.task import BatchFailure, Losses, RunSettings, Validation
 
+RECIPE = CaptionRecipe(
+    name="line", steps=10_000, warmup_steps=0, weight_decay=0.0, precision="no", seed=3,
+    validate_every=4, checkpoint_every=3, report_every=1,
+)  # fmt: skip
+# So far from the end of its cosine the rate is all but constant.
 SETTINGS = RunSettings(
-    steps=12,
-    images_per_step=4,
-    images_per_device=2,
-    learning_rate=lambda step: 0.05,
-    betas=(0.9, 0.999),
-    weight_decay=0.0,
-    clip_norm=1.0,
-    precision="no",
-    seed=3,
-    validate_every=4,
-    checkpoint_every=3,
-    report_every=1,
-    ranked_by="fit",
+    RECIPE, lr=0.05, images_per_step=4, images_per_device=2, ranked_by="fit", last_step=12
 )
 
 
@@ -112,11 +107,11 @@ class LineTask:
         (folder / "slope").write_text(str(self.module.slope.item()))
 
 
-def train(out, task=None, **options):
+def train(out, task=None, *, resume=False, **options):
     task = task or LineTask()
     accelerator = open_accelerator(SETTINGS, cpu=True)
-    settings = {"resume": False, "report": lambda line: None} | options
-    return task, run_task(task, SETTINGS, out, accelerator=accelerator, **settings)
+    told = RunOptions(lambda line: None, RunRequest(resume=resume), **options)
+    return task, run_task(task, SETTINGS, out, told, accelerator)
 
 
 def test_a_task_is_trained_logged_validated_saved_and_exported(tmp_path):

@@ -13,7 +13,7 @@ pytest.importorskip("pycocoevalcap")
 from caption_runs import QUICK, command_of, losses, rows_of, run, start_two, write_data
 
 from sca_batch.model.checkpoint import load_checkpoint, published_state
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.state import Checkpoints
 
 
 def two(recipe, out, data, *options, **environment):

@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 from sca_batch.images.pixels import preprocess
 from sca_batch.manifests.references import CaptionedImage
 from sca_batch.model.tokenizer import read_tokenizer
-from sca_batch.train.jitter import Draws, draw, flip
-from sca_batch.train.samples import collate, inference_sample, training_sample
+from sca_batch.train.samples import Draws, collate, draw, flip, inference_sample, training_sample
 
 SIZE = 128
 

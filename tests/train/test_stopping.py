@@ -14,7 +14,7 @@ pytest.importorskip("pycocoevalcap")
 
 from caption_runs import QUICK, REPOSITORY, Started, command_of, losses, rows_of, run
 
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.state import Checkpoints
 
 # No checkpoint of its own accord, so that the one that is found is the signal's; and slow enough
 # to be stopped on its way.

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("accelerate")
 pytest.importorskip("pycocoevalcap")
 
-from caption_runs import rows_of
+from caption_runs import REPOSITORY, rows_of
 
 BLOCK = 32 * 1024  # of LevelDB's log format, in which wandb writes
 
@@ -42,11 +41,11 @@ def test_wandb_has_the_rows_and_pictures_of_a_run_without_a_network(data, tmp_pa
         sys.path.insert(0, sys.argv[1])
         from caption_runs import QUICK, run
         run(QUICK, Path(sys.argv[2]), Path(sys.argv[3]), validation=Path(sys.argv[3]),
-            trackers=["wandb"])
+            trackers=("wandb",))
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(Path(__file__).parent), tmp_path / "vg", data],
+        [sys.executable, "-c", program, str(REPOSITORY / "tests/helpers"), tmp_path / "vg", data],
         capture_output=True,
         text=True,
         env=os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},

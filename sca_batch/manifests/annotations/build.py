@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
 
 from sca_batch.errors import ScaError
+from sca_batch.images.size import read_size_hw
 from sca_batch.manifests.annotations import SOURCES
-from sca_batch.manifests.annotations.sample import AnnotatedImage, Request, Tally
+from sca_batch.manifests.annotations.sample import AnnotatedImage, Tally
 from sca_batch.manifests.json_stream import CorruptAnnotationError
+from sca_batch.manifests.request import CheckFiles, Request
 from sca_batch.manifests.write import write_manifest
+from sca_batch.records import JsonObject
 
-__all__ = [
-    "BuildSummary",
-    "CheckFiles",
-    "SizeOf",
-    "build_manifest",
-]
-
-CheckFiles = Literal["exists", "sizes", "none"]
-Task = Literal["caption", "recognition"]
-# (height, width) of an image, which may be a member of an archive, after its EXIF orientation;
-# None when it is no image.
-SizeOf = Callable[[Path], tuple[int, int] | None]
+__all__ = ["BuildSummary", "build_manifest"]
 
 EXAMPLES = 3  # files that a summary names for each reason
 
 
 @dataclass(slots=True)
 class BuildSummary:
-    """What a manifest holds, and what it does not, by reason, with some of the files."""
+    """Counts of a manifest's images and regions, and of what it lacks, with some of the files."""
 
     images: int = 0
     regions: int = 0
@@ -54,28 +45,25 @@ def build_manifest(
     request: Request,
     target: Path | None,
     *,
-    task: Task = "caption",
     check_files: CheckFiles = "exists",
-    size_of: SizeOf | None = None,
     relative: bool = False,
     limit: int | None = None,
 ) -> BuildSummary:
     """Reads one of `SOURCES` and writes TARGET, `.jsonl` or `.parquet`; None writes nothing.
 
-    `check_files` leaves out images whose file is not there (`exists`), and also those whose size,
-    by `size_of`, is not the annotated one (`sizes`). Paths are absolute, or from TARGET's folder
-    if `relative`.
+    `check_files` leaves out images whose file is not there (`exists`), and also those whose size
+    is not the annotated one (`sizes`). Paths are absolute, or from TARGET's folder if `relative`.
 
     Raises:
         ScaError: for a source that is wrong, and when no image is left.
     """
     summary = BuildSummary()
     images = SOURCES[source](request, summary.tally)
-    kept = _with_files(images, check_files, size_of, summary)
+    kept = _with_files(images, check_files, summary)
     if limit is not None:
         kept = islice(kept, limit)
     start = target.parent if relative and target is not None else None
-    rows = _rows(kept, source, request, task, start, summary)
+    rows = _rows(kept, source, request, start, summary)
     try:
         first = next(rows, None)
         if target is None:
@@ -94,10 +82,7 @@ def build_manifest(
 
 
 def _with_files(
-    images: Iterable[AnnotatedImage],
-    check_files: CheckFiles,
-    size_of: SizeOf | None,
-    summary: BuildSummary,
+    images: Iterable[AnnotatedImage], check_files: CheckFiles, summary: BuildSummary
 ) -> Iterator[tuple[AnnotatedImage, Path]]:
     """The images that may stay, with the file of each."""
     for image in images:
@@ -111,8 +96,8 @@ def _with_files(
                 summary.drop("images whose file is missing", str(path))
                 continue
             path = found
-        if check_files == "sizes" and size_of is not None:
-            size_hw = size_of(path)
+        if check_files == "sizes":
+            size_hw = read_size_hw(path)
             if size_hw is None:
                 summary.drop("images whose file is no image", str(path))
                 continue
@@ -127,10 +112,9 @@ def _rows(
     images: Iterable[tuple[AnnotatedImage, Path]],
     source: str,
     request: Request,
-    task: str,
     start: Path | None,
     summary: BuildSummary,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     for image, path in images:
         summary.images += 1
         summary.regions += len(image.regions)
@@ -145,7 +129,7 @@ def _rows(
             "boxes_xyxy": [list(region.box_xyxy) for region in image.regions],
             "references": [list(region.phrases) for region in image.regions],
             "prompt_ids": [region.region_id for region in image.regions],
-            "task": task,
+            "task": request.task,
             "split": request.split,
             "source": source,
             **image.extra,

@@ -6,21 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests.annotations.refer_pickle import read_refs
+from sca_batch.manifests.annotations.refer_pickle import Ref, read_refs
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
     Reader,
-    Request,
     Tally,
+    checked_box,
     find_file,
     is_side,
     make_regions,
-    whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt, stream_members
+from sca_batch.manifests.request import Request
 
 __all__ = ["REFER_READERS", "in_split"]
 
@@ -28,12 +27,10 @@ COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014
 SAIAPR_FOLDERS = ("images/saiapr_tc-12", "saiapr_tc-12")
 FORM = '{"images": [...], "annotations": [{"id": 1, "bbox": [x, y, width, height], ...}]}'
 
-Ref = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class ReferFacts:
-    """Who split a data set, the first by default, and where its images are."""
+    """The makers of a data set's splits, the first by default, and the folders of its images."""
 
     name: str
     split_by: tuple[str, ...]
@@ -110,7 +107,7 @@ def read_refer(request: Request, tally: Tally, *, facts: ReferFacts) -> Iterator
 
 
 def in_split(split: str, wanted: str) -> bool:
-    """Whether a ref's split is the wanted one, by the rules of the refer format.
+    """True for a ref's split that is the wanted one, by the rules of the refer format.
 
     RefClef has refs in two test sets at once: testAB belongs to testA and to testB. `test` means
     any of them.
@@ -146,18 +143,15 @@ def _instances(
     keys = ("images", "annotations")
     for key, i, entry in stream_members(path, keys, expected=FORM, progress=request.progress):
         where = f"{key}[{i}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
+        if not isinstance(entry, dict) or not isinstance(entry_id := entry.get("id"), int | str):
             raise corrupt(path, where, "no id", FORM)
-        if key == "annotations" and entry["id"] in wanted:
-            box = whole_box(entry.get("bbox"))
-            if box is None:
-                raise corrupt(path, where, f"the bbox {entry.get('bbox')!r}", FORM)
-            boxes[entry["id"]] = box
-        elif key == "images" and entry["id"] in of_image:
+        if key == "annotations" and entry_id in wanted:
+            boxes[entry_id] = checked_box(entry, path, where, FORM)
+        elif key == "images" and isinstance(entry_id, int) and entry_id in of_image:
             name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
             if not (isinstance(name, str) and name and is_side(width) and is_side(height)):
                 raise corrupt(path, where, "no file_name, width or height", FORM)
-            images[entry["id"]] = name, width, height
+            images[entry_id] = name, width, height
     return boxes, images
 
 

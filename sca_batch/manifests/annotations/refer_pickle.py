@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.json_stream import corrupt
 
-__all__ = ["read_refs"]
+__all__ = ["Ref", "read_refs"]
 
 FORM = 'a list of {"ref_id", "ann_id", "image_id", "split", "sentences": [{"sent"}]}'
 
@@ -20,6 +20,22 @@ PLAIN_TYPES: dict[tuple[str, str], type] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
 }
+
+
+class Sentence(TypedDict):
+    """One of the sentences about a ref; more stands there."""
+
+    sent: str
+
+
+class Ref(TypedDict):
+    """One region that people referred to; more stands there."""
+
+    ref_id: int | str
+    ann_id: int | str
+    image_id: int
+    split: str
+    sentences: list[Sentence]
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -34,7 +50,7 @@ class _PlainUnpickler(pickle.Unpickler):
             ) from None
 
 
-def read_refs(path: Path) -> list[dict[str, Any]]:
+def read_refs(path: Path) -> list[Ref]:
     """The refs of a `refs(...).p`, protocols 0 to 2, as Python 2 wrote them.
 
     Raises:
@@ -59,7 +75,7 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
     return refs
 
 
-def _check(ref: Any, path: Path, i: int) -> None:
+def _check(ref: object, path: Path, i: int) -> None:
     where = f"refs[{i}]"
     if not isinstance(ref, dict):
         raise corrupt(path, where, "not a dict", FORM)

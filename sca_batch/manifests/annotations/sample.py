@@ -1,4 +1,4 @@
-"""What every annotation reader is asked for and what it gives: images with boxes and phrases."""
+"""Annotated images with boxes and phrases, as every annotation reader gives them."""
 
 from __future__ import annotations
 
@@ -6,51 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import TypeGuard
 
 from sca_batch.boxes import is_box, xywh_to_xyxy
 from sca_batch.errors import ScaError
-from sca_batch.manifests.json_stream import Progress
+from sca_batch.manifests.json_stream import corrupt
+from sca_batch.manifests.request import Request
+from sca_batch.records import Json, JsonObject
 
 __all__ = [
-    "AnnotatedImage",
-    "AnnotatedRegion",
-    "Reader",
-    "RefProtocol",
-    "Request",
-    "Tally",
-    "find_file",
-    "is_id",
-    "is_side",
-    "make_regions",
-    "require_split",
-    "whole_box",
-]
+    "AnnotatedImage", "AnnotatedRegion", "Reader", "Tally", "checked_box", "checked_size",
+    "find_file", "is_id", "is_side", "make_regions", "require_split", "whole_box",
+]  # fmt: skip
 
-RefProtocol = Literal["published", "clean"]
-# Called with the name of a stage and how far it is: bytes of a file, or images.
 LARGEST_PIXEL = 2**31  # boxes are kept as int32 while a file is read
-
-
-def _silent(stage: str, done: int) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to read. `annotations` and `images` replace the places below `root`.
-
-    `split_by` and `ref_protocol` concern the RefCOCO family alone, `min_confidence` SA-1B.
-    """
-
-    root: Path
-    split: str = "train"
-    annotations: Path | None = None
-    images: Path | None = None
-    split_by: str | None = None
-    ref_protocol: RefProtocol = "published"
-    min_confidence: float | None = None
-    progress: Progress = _silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +43,13 @@ class AnnotatedImage:
     width: int
     height: int
     regions: tuple[AnnotatedRegion, ...]
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     is_member: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What was left out, and what was kept although one may ask; both counted by reason."""
+    """Counts by reason of what was left out, and of what was kept although one may ask."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
@@ -93,7 +62,7 @@ def find_file(request: Request, names: Sequence[str], what: str) -> Path:
     """`--annotations`, or the first of `names` that exists below the root.
 
     Raises:
-        ScaError: naming every place that was looked at.
+        ScaError: naming every file that was looked for.
     """
     if request.annotations is not None and request.annotations.is_file():
         return request.annotations
@@ -116,32 +85,43 @@ def require_split(request: Request, splits: Sequence[str]) -> str:
     return request.split
 
 
-def is_id(value: Any) -> TypeGuard[int]:
+def is_id(value: object) -> TypeGuard[int]:
     """True for an integer that an image or an annotation may have as its id."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def is_side(value: Any) -> TypeGuard[int]:
+def is_side(value: object) -> TypeGuard[int]:
     """True for an integer that may be an image's width or height."""
     return is_id(value) and value > 0
 
 
-def whole_box(box: Any) -> list[int] | None:
+def whole_box(box: object) -> list[int] | None:
     """Four numbers truncated to whole pixels, each by itself; None when they are not numbers."""
-    if not isinstance(box, list | tuple):
-        return None
-    try:
-        if not is_box(box) or max(map(abs, box)) >= LARGEST_PIXEL:
-            return None
-    except OverflowError:  # an integer too long for a float
+    if not isinstance(box, list | tuple) or not is_box(box) or max(map(abs, box)) >= LARGEST_PIXEL:
         return None
     return [int(value) for value in box]
+
+
+def checked_box(entry: JsonObject, path: Path, where: str, form: str) -> list[int]:
+    """The XYWH box of an annotation, see `whole_box`."""
+    box = whole_box(entry.get("bbox"))
+    if box is None:
+        raise corrupt(path, where, f"the bbox {entry.get('bbox')!r}", form)
+    return box
+
+
+def checked_size(entry: JsonObject, path: Path, where: str, form: str) -> tuple[int, int]:
+    """Width and height of an image."""
+    width, height = entry.get("width"), entry.get("height")
+    if not (is_side(width) and is_side(height)):
+        raise corrupt(path, where, f"the size {width} x {height}", form)
+    return width, height
 
 
 def make_regions(
     boxes_xywh: Sequence[Sequence[int]],
     phrases: Sequence[tuple[str, ...]],
-    region_ids: Sequence[Any],
+    region_ids: Sequence[Json],
     tally: Tally,
 ) -> tuple[AnnotatedRegion, ...]:
     """Regions of one image from whole XYWH boxes; a box of negative size is dropped, counted."""

@@ -7,20 +7,19 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sca_batch.manifests.annotations.sample import (
     AnnotatedImage,
-    Request,
     Tally,
+    checked_size,
     find_file,
     is_id,
-    is_side,
     make_regions,
     require_split,
     whole_box,
 )
 from sca_batch.manifests.json_stream import corrupt, stream_array, stream_members
+from sca_batch.manifests.request import Request
 
 __all__ = ["read_visual_genome"]
 
@@ -82,18 +81,17 @@ def _images(path: Path, wanted: set[int], request: Request) -> dict[int, tuple[s
     """Image id -> the folder its file lies in, width, height."""
     images = {}
     for i, entry in stream_array(path, expected=f"[{IMAGE_FORM}]", progress=request.progress):
-        image_id = entry.get("image_id", entry.get("id")) if isinstance(entry, dict) else None
-        if not is_id(image_id):
+        if not isinstance(entry, dict) or not is_id(
+            image_id := entry.get("image_id", entry.get("id"))
+        ):
             raise corrupt(path, f"entry {i}", "no image_id", IMAGE_FORM)
         if image_id not in wanted:
             continue
-        url, width, height = entry.get("url"), entry.get("width"), entry.get("height")
+        url = entry.get("url")
         folder = FOLDER.search(url) if isinstance(url, str) else None
         if folder is None:
             raise corrupt(path, f"entry {i}", f"the url {url!r}", IMAGE_FORM)
-        if not (is_side(width) and is_side(height)):
-            raise corrupt(path, f"entry {i}", f"the size {width} x {height}", IMAGE_FORM)
-        images[image_id] = folder[1], width, height
+        images[image_id] = folder[1], *checked_size(entry, path, f"entry {i}", IMAGE_FORM)
     return images
 
 
@@ -102,15 +100,16 @@ def _regions(path: Path, wanted: set[int], request: Request, tally: Tally) -> di
     packed: dict[int, bytes] = {}
     form = f'[{{"id": 1, "regions": [{REGION_FORM}]}}]'
     for i, entry in stream_array(path, expected=form, progress=request.progress):
-        image_id = entry.get("id", entry.get("image_id")) if isinstance(entry, dict) else None
-        if not is_id(image_id) or not isinstance(entry.get("regions"), list):
+        of_image = entry if isinstance(entry, dict) else {}
+        image_id, regions = of_image.get("id", of_image.get("image_id")), of_image.get("regions")
+        if not is_id(image_id) or not isinstance(regions, list):
             raise corrupt(path, f"entry {i}", "no id or no regions", form)
-        if image_id not in wanted or not entry["regions"]:
+        if image_id not in wanted or not regions:
             continue
         if image_id in packed:
             raise corrupt(path, f"entry {i}", f"image {image_id} a second time", form)
         boxes, phrases, ids = [], [], []
-        for j, region in enumerate(entry["regions"]):
+        for j, region in enumerate(regions):
             box, phrase, region_id = _region(region, path, f"entry {i}, regions[{j}]")
             boxes.append(box)
             phrases.append(phrase)
@@ -119,7 +118,7 @@ def _regions(path: Path, wanted: set[int], request: Request, tally: Tally) -> di
     return packed
 
 
-def _region(region: Any, path: Path, where: str) -> tuple[list[int], str, int]:
+def _region(region: object, path: Path, where: str) -> tuple[list[int], str, int]:
     if not isinstance(region, dict):
         raise corrupt(path, where, "not an object", REGION_FORM)
     box = whole_box([region.get(side) for side in ("x", "y", "width", "height")])

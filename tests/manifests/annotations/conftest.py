@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sca_batch.manifests.annotations import SOURCES
-from sca_batch.manifests.annotations.sample import Request, Tally
+from sca_batch.manifests.annotations.sample import Tally
+from sca_batch.manifests.request import Request
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from sca_batch.errors import ScaError
 from sca_batch.manifests.annotations.build import build_manifest
-from sca_batch.manifests.annotations.sample import Request
+from sca_batch.manifests.listing import prompts_from_cell
 from sca_batch.manifests.read import read_manifest
-from sca_batch.manifests.row import prompts_from_json
+from sca_batch.manifests.request import Request
 from sca_batch.plan.plan import make_plan, plan_refs
 
 
@@ -61,7 +62,7 @@ def test_parquet_and_json_lines_say_the_same(refer, tmp_path):
     assert frames[0].drop("extra").equals(frames[1].drop("extra"))
     extras = [[json.loads(text) for text in frame["extra"]] for frame in frames]
     assert extras[0] == extras[1]
-    assert prompts_from_json(frames[1]["prompts"][0]) is not None
+    assert prompts_from_cell(frames[1]["prompts"][0]) is not None
 
 
 def test_a_missing_image_is_left_out_and_named(visual_genome, tmp_path):
@@ -76,14 +77,8 @@ def test_a_missing_image_is_left_out_and_named(visual_genome, tmp_path):
 
 
 def test_sizes_are_compared_when_asked(visual_genome, tmp_path):
-    sizes = {"1.jpg": (60, 80), "2.jpg": (80, 60)}
-    summary = build_manifest(
-        "vg",
-        Request(tmp_path),
-        tmp_path / "vg.jsonl",
-        check_files="sizes",
-        size_of=lambda path: sizes[path.name],
-    )
+    Image.new("RGB", (60, 80)).save(tmp_path / "VG_100K/2.jpg")
+    summary = build_manifest("vg", Request(tmp_path), tmp_path / "vg.jsonl", check_files="sizes")
     assert [row["image_id"] for row in lines(tmp_path / "vg.jsonl")] == [1]
     (example,) = summary.examples["images whose size is not the annotated one"]
     assert "80 x 60 annotated, 60 x 80" in example

@@ -64,7 +64,8 @@ def test_google_split_refcocog_and_umd_is_an_option(refer, read, tmp_path):
 
 def test_the_data_sets_own_folder_is_a_root_too(refer, read, tmp_path):
     from sca_batch.manifests.annotations import SOURCES
-    from sca_batch.manifests.annotations.sample import Request, Tally
+    from sca_batch.manifests.annotations.sample import Tally
+    from sca_batch.manifests.request import Request
 
     images = list(SOURCES["refcoco"](Request(tmp_path / "refcoco"), Tally()))
     assert any(file.is_file() for file in images[0].candidates)

@@ -8,10 +8,11 @@ import pytest
 pytest.importorskip("cv2")
 
 from sca_tiny.scenes import art
-from sca_tiny.scenes.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES, read_concepts
+from sca_tiny.scenes.art import HELD_OUT_STYLES, PACKAGES, TRAIN_STYLES
 from sca_tiny.scenes.colours import COLOUR_WORDS, colour_word
 from sca_tiny.scenes.concept_table import read_words, slug_of
-from sca_tiny.scenes.phrases import caption_subject, count_phrase, noun_phrase
+from sca_tiny.scenes.phrases import caption_subject
+from sca_tiny.scenes.words import count_phrase, noun_phrase, read_concepts
 from sca_tiny.scoring import names_concept
 
 CONCEPTS = read_concepts()

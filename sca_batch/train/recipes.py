@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from sca_batch.errors import ScaError
 
-__all__ = ["CAPTION_RECIPES", "CaptionRecipe", "DataPart"]
+__all__ = ["CAPTION_RECIPES", "RUN_FIELDS", "CaptionRecipe", "DataPart", "check_recipe"]
 
 # Images and regions of the training splits (Segment and Caption Anything, CVPR 2024, table 4 of
 # the supplement): what runs cost, and in which proportion data sets are mixed.
@@ -42,7 +42,7 @@ class CaptionRecipe:
     start: str = ""
     sam: str = SAM_HUGE
     language_model: str = "gpt2-large"
-    timm_encoder: str = ""  # a timm backbone in the place of SAM's image encoder
+    timm_encoder: str = ""  # a timm backbone instead of SAM's image encoder
     also_trained: tuple[str, ...] = ()  # prefixes of published names beside what SCA adds
     mixer_layers: int = 12
     caption_tokens: int = 8
@@ -68,7 +68,7 @@ class CaptionRecipe:
     precision: str = "fp16"  # no, bf16 or fp16
     gradient_checkpointing: bool = False  # of the language model; the reference's for Llama
 
-    # What follows changes no weight and may differ when a run is taken up again.
+    # What follows changes no weight and may differ when a run is resumed.
     validate_every: int = 5_000
     validation_images: int = 800
     validation_beams: int = 1  # "direct decoding" in the paper's ablations
@@ -98,20 +98,9 @@ class CaptionRecipe:
         )
 
 
-# Fields that a run which is taken up again need not repeat.
-RUN_FIELDS = frozenset(
-    [
-        "images_per_device",
-        "validate_every",
-        "validation_images",
-        "validation_beams",
-        "sample_pictures",
-        "checkpoint_every",
-        "report_every",
-        "skip_bad_images",
-        "workers",
-    ]
-)
+# Fields beside the loop's that a run which is resumed need not repeat.
+RUN_FIELDS = ("images_per_device", "validation_images", "validation_beams", "sample_pictures",
+              "skip_bad_images")  # fmt: skip
 
 
 def check_recipe(recipe: CaptionRecipe) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ pytest.importorskip("pycocoevalcap")
 from caption_runs import (
     GOLDEN,
     QUICK,
+    REPOSITORY,
     STILL,
     losses,
     rows_of,
@@ -29,9 +29,11 @@ from caption_runs import (
 from sca_batch.cli import main
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import load_checkpoint, published_state
-from sca_batch.train.caption_loop import train_captioner
-from sca_batch.train.caption_recipes import DataPart
-from sca_batch.train.checkpoints import Checkpoints
+from sca_batch.train.caption_task import train_captioner
+from sca_batch.train.loop import RunOptions
+from sca_batch.train.recipes import DataPart
+from sca_batch.train.request import RunRequest
+from sca_batch.train.state import Checkpoints
 
 
 def test_a_run_logs_validates_paints_and_keeps_three_checkpoints_and_the_best(unbroken):
@@ -112,7 +114,14 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_an_unbroken_one(unbrok
         run(QUICK, Path(sys.argv[2]), Path(sys.argv[3]), validation=Path(sys.argv[3]))
         """
     )
-    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(out), str(data)]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(REPOSITORY / "tests/helpers"),
+        str(out),
+        str(data),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not Checkpoints(out).steps():
@@ -218,7 +227,7 @@ def test_a_request_that_cannot_be_met_is_refused(data, tmp_path, change, message
     with pytest.raises(ScaError, match=message):
         train_captioner(
             dataclasses.replace(QUICK, **change), {"vg": data} if "data" not in change else {},
-            tmp_path, resume=False, report=lambda line: None, cpu=True,
+            tmp_path, RunOptions(lambda line: None, RunRequest(cpu=True)),
         )  # fmt: skip
 
 
