@@ -210,10 +210,7 @@ def bench(name: str, folder: Path, device: str, batches: tuple[int, ...], repeat
 
 
 def _medians(
-    sides: Sequence[Callable[..., object]],
-    inputs: tuple[Tensor, ...],
-    repeats: int,
-    device: str,
+    sides: Sequence[Callable[..., object]], inputs: tuple[Tensor, ...], repeats: int, device: str
 ) -> list[float]:
     import statistics
     import time

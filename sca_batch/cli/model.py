@@ -81,11 +81,7 @@ def info(name: str) -> None:
 @model.command("record")
 @click.argument("checkpoint")
 @click.option("-o", "--out", type=OUT_FOLDER, required=True, help="Folder for the recording.")
-@click.option(
-    "--image",
-    type=IN_FILE,
-    help="An image file; a drawn test picture if left out.",
-)
+@click.option("--image", type=IN_FILE, help="An image file; a drawn test picture if left out.")
 @click.option(
     "--box",
     "boxes",

@@ -28,9 +28,7 @@ NO_VOCABULARY = "no vocabulary"
 @click.argument("source", metavar="DATASET|MANIFEST", type=DATASET_OR_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option(
-    "--picture",
-    type=OUT_FILE,
-    help="Also draw charts into this file, .png, .pdf or .svg.",
+    "--picture", type=OUT_FILE, help="Also draw charts into this file, .png, .pdf or .svg."
 )
 @click.option(
     "--tokenizer",

@@ -22,10 +22,7 @@ PRECISIONS = {
     "tensorrt-rtx": ("fp32", "fp16", "bf16"),
 }
 # What may stand for a backend until the device is known.
-_LATER = {
-    "auto": ("fp32", "fp16", "bf16", "int8"),
-    "gpu": PRECISIONS["tensorrt"],
-}
+_LATER = {"auto": ("fp32", "fp16", "bf16", "int8"), "gpu": PRECISIONS["tensorrt"]}
 
 
 @dataclass(frozen=True, slots=True)

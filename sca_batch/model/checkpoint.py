@@ -103,11 +103,7 @@ def build_empty(config: ScaConfig) -> ScaModel:
 
 
 def assemble(
-    config: ScaConfig,
-    state: dict[str, Tensor],
-    tokenizer: CaptionTokenizer | None,
-    *,
-    where: str,
+    config: ScaConfig, state: dict[str, Tensor], tokenizer: CaptionTokenizer | None, *, where: str
 ) -> ScaModel:
     """A model of these sizes with these weights, all of them and no others."""
     if config.text.tie_word_embeddings and _is_untied(state, config):
