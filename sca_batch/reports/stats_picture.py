@@ -50,13 +50,19 @@ def draw_statistics(statistics: Statistics, target: Path) -> None:
         figure = Figure(figsize=(13.5, 9), dpi=110, facecolor="white")
         FigureCanvasAgg(figure)
         _headline(figure, statistics)
-        grid = figure.add_gridspec(
-            2, 3, left=0.06, right=0.975, top=0.755, bottom=0.07, hspace=0.46, wspace=0.26
+        margins = {"left": 0.06, "right": 0.975, "top": 0.755, "bottom": 0.07}
+        axes = figure.subplots(
+            2, 3, squeeze=False, gridspec_kw={**margins, "hspace": 0.46, "wspace": 0.26}
         )
-        panels = [_lengths, _frequent_words, _boxes_per_image, _box_sides, _coverage]
-        panels.append(_scores if statistics.scores else _words_needed)
-        for i, panel in enumerate(panels):
-            panel(figure.add_subplot(grid[i // 3, i % 3]), statistics)
+        words, boxes = statistics.sentence_words, statistics.boxes_per_image
+        to_be_found = "no regions are given: they will be found"
+        _whole_numbers(axes[0, 0], words, BLUE, "sentences", "Words per sentence", "no sentences")
+        _frequent_words(axes[0, 1], statistics)
+        _whole_numbers(axes[0, 2], boxes, ORANGE, "images", "Regions per image", to_be_found)
+        _box_sides(axes[1, 0], statistics)
+        _coverage(axes[1, 1], statistics)
+        last_panel = _scores if statistics.scores else _words_needed
+        last_panel(axes[1, 2], statistics)
         try:
             figure.savefig(target)
         except (OSError, ValueError) as error:
@@ -131,17 +137,6 @@ def _whole_numbers(
         f"median {quantile(counter, 0.5):,}, mean {mean:,.1f}, 95% up to "
         f"{quantile(counter, 0.95):,}, largest {max(counter):,}",
     )
-
-
-def _lengths(axes: Axes, statistics: Statistics) -> None:
-    counter = statistics.sentence_words
-    _whole_numbers(axes, counter, BLUE, "sentences", "Words per sentence", "no sentences")
-
-
-def _boxes_per_image(axes: Axes, statistics: Statistics) -> None:
-    without = "no regions are given: they will be found"
-    counter = statistics.boxes_per_image
-    _whole_numbers(axes, counter, ORANGE, "images", "Regions per image", without)
 
 
 def _frequent_words(axes: Axes, statistics: Statistics) -> None:
