@@ -96,7 +96,7 @@ def build_checked(
     with building_folder(folder) as building:
         file = building / f"{facts.stem}.onnx"
         began = time.perf_counter()
-        exported = Precision(_in_the_file(recipe), recipe.keep_fp32)
+        exported = Precision(recipe.exported_precision, recipe.keep_fp32)
         if recipe.precision == "int8":
             exact = building / "float32.onnx"
             export(model, graph, exact, precision=exported)
@@ -133,12 +133,6 @@ def build_checked(
         missed = misses(facts, recipe.tolerance)
         path = None if missed else keep_plan(built, facts, folder)
     return Built(graph, facts, path, tuple(missed), export_s, build_s)
-
-
-def _in_the_file(recipe: Recipe) -> str:
-    """OpenVINO's bf16 is how it runs a float32 file, and int8 is made from one."""
-    backend, precision = recipe.backend, recipe.precision
-    return "fp32" if precision == "int8" or backend == "openvino" else precision
 
 
 def _on_cpu(file: Path, precision: str) -> Engine:

@@ -40,7 +40,11 @@ class Recording:
     @property
     def id_sets(self) -> list[str]:
         """Names of the sets of generated ids: whole numbers, or only listed in info.json."""
-        names = {name for name in self.generated if _is_id_set(name, self.generated[name])}
+        names = {
+            name
+            for name, value in self.generated.items()
+            if name not in GENERATED and not value.is_floating_point() and value.ndim >= 2
+        }
         return sorted(names | self._listed_ids.keys())
 
     @property
@@ -143,19 +147,21 @@ def inputs_for(model: ScaModel, recording: Recording) -> Inputs:
             "(images, regions) in all of them"
         )
     num_images, num_regions = leading.pop() if leading else (0 if first is None else len(first), 0)
-    ids_RL, attention_RL, labels_RL = _forced_inputs(
-        where, on_file, (num_images, num_regions), int(config.text.vocab_size)
+    forced = _forced_inputs(where, on_file, (num_images, num_regions), int(config.text.vocab_size))
+    pixels, embedding, ids, attention, labels = (
+        None if value is None else value.to(model.device)
+        for value in (pixels_B3SS, embedding_BDHW, *forced)
     )
     return Inputs(
         num_images=num_images,
         num_regions=num_regions,
         tasks=_tasks(recording, num_images, num_regions),
-        pixels=None if pixels_B3SS is None else pixels_B3SS.float().to(model.device),
-        embedding=None if embedding_BDHW is None else embedding_BDHW.float().to(model.device),
+        pixels=None if pixels is None else pixels.float(),
+        embedding=None if embedding is None else embedding.float(),
         prompts={name: value.flatten(0, 1).to(model.device) for name, value in shown.items()},
-        ids=None if ids_RL is None else ids_RL.to(model.device),
-        attention=None if attention_RL is None else attention_RL.to(model.device),
-        labels=None if labels_RL is None else labels_RL.to(model.device),
+        ids=ids,
+        attention=attention,
+        labels=labels,
     )
 
 
@@ -220,10 +226,6 @@ def _tasks(recording: Recording, num_images: int, num_regions: int) -> list[str]
             f"{', '.join(TASKS)} for each of {num_images} images"
         )
     return [task for task in of_images for _ in range(num_regions)]
-
-
-def _is_id_set(name: str, value: Tensor) -> bool:
-    return name not in GENERATED and not value.is_floating_point() and value.ndim >= 2
 
 
 def _rows(values: object, where: str) -> list[list[int]]:

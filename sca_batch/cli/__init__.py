@@ -16,20 +16,12 @@ from sca_batch.errors import EXIT_BUG, EXIT_INTERRUPTED, ScaError
 
 __all__ = ["cli", "main", "run_command"]
 
-# Resolved when chosen: `sca --help` answers without torch, and a broken optional package stops
-# only the command that needs it.
-COMMANDS = {
-    "caption": "sca_batch.cli.caption:caption",
-    "draw": "sca_batch.cli.draw:draw",
-    "verify": "sca_batch.cli.verify:verify",
-    "doctor": "sca_batch.cli.doctor:doctor",
-    "model": "sca_batch.cli.model:model",
-    "engine": "sca_batch.cli.engine:engine",
-    "manifest": "sca_batch.cli.manifest:manifest",
-    "stats": "sca_batch.cli.stats:stats",
-    "train": "sca_batch.cli.train:train",
-    "completion": "sca_batch.cli.completion:completion",
-}
+# Each is in a file of its name, which is imported when it is chosen: `sca --help` answers without
+# torch, and a broken optional package stops only the command that needs it.
+COMMANDS = (
+    "caption", "draw", "verify", "doctor", "model", "engine", "manifest", "stats", "train",
+    "completion",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -41,8 +33,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"sca_batch.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> object:

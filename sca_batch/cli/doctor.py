@@ -128,7 +128,7 @@ def _devices_apart() -> tuple[list[str], list[str]]:
             f"torch is installed but does not load (exit code {done.returncode}): "
             "pip install --force-reinstall torch"
         ]
-    found, problems = json.loads(done.stdout)
+    found, problems = json.loads(done.stdout.splitlines()[-1])
     return found, problems
 
 

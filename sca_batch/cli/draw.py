@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sca_batch.cli.datasets import DATASET
+from sca_batch.cli.values import IN_FOLDER, OUT_FILE
+from sca_batch.errors import ScaError
 
 if TYPE_CHECKING:
     from sca_batch.storage.stores import AnyPath
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUT_FILE,
     help="PNG or JPEG to write.  [default: IMAGE's name with -regions.png, in this folder]",
 )
 @click.option("--max-regions", type=click.IntRange(1), help="Only the N with the best masks.")
 @click.option(
     "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=IN_FOLDER,
     help="Where the images are now, if they were moved since they were captioned.",
 )
 def draw(
@@ -40,7 +42,6 @@ def draw(
       sca draw images-captions dog.jpg -o dog-regions.png
     """
     from sca_batch.dataset.shards import find_row
-    from sca_batch.errors import ScaError
     from sca_batch.images.decode import read_image
     from sca_batch.reports.draw import draw_regions
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from sca_batch.cli.values import OUT_FOLDER, device_option
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sca_batch.engines.plans import PlanFacts
     from sca_batch.engines.recipes import Recipe
+    from sca_batch.model.sca import ScaModel
 
 __all__ = ["engine"]
 
 _MODEL = click.option("--model", "name", default="sca-tiny", show_default=True,
                       help="As in `sca caption`.")  # fmt: skip
-_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or "
-                       "cuda:N.")  # fmt: skip
 _FOLDER = click.option(
     "--engine-dir",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OUT_FOLDER,
     envvar="SCA_ENGINE_DIR",
     default=Path("engines"),
     show_default=True,
@@ -70,7 +72,7 @@ def engine() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Another value for a key of the recipe, say regions=1,32,32.")  # fmt: skip
 @_FOLDER
-@_DEVICE
+@device_option()
 @click.option("--dry-run", is_flag=True, help="Say what would be built; build nothing.")
 def build(
     name: str,
@@ -115,24 +117,32 @@ def build(
 
 @engine.command("list")
 @_FOLDER
-@_DEVICE
+@device_option()
 @click.option("--model", "name", help="Only this model's, and compared with its weights.")
 def list_plans(folder: Path, device: str, name: str | None) -> None:
     """List the plans of a folder, and for each whether it may be used here, or why not."""
+    from sca_batch.checks.engines import describe_error
     from sca_batch.engines.plans import read_plans, refusal, this_machine
-    from sca_batch.model.load import resolve_device
+    from sca_batch.model.checkpoint import weights_digest
+    from sca_batch.model.load import load_model, resolve_device
 
     plans = read_plans(folder) if folder.is_dir() else []
     if not plans:
         click.echo(f"No plans in {folder}. Build some: sca engine build", err=True)
         return
-    weights = _weights(name) if name else None
+    weights = None
+    if name:
+        weights = weights_digest(load_model(name, device="cpu", with_tokenizer=False))
     machine = this_machine(resolve_device(device))
     for path, facts in plans:
         if not isinstance(facts, str) and weights not in (None, facts.weights):
             continue
         reason = refusal(path, facts, machine, weights=weights)
-        click.echo(f"{path.name}" if isinstance(facts, str) else f"{path.name}  {_line(facts)}")
+        line = path.name
+        if not isinstance(facts, str):
+            ran = "" if facts.executed else " (its ONNX; not yet executed)"
+            line += f"  {facts.plan_bytes / 1e6:,.1f} MB, {describe_error(facts.error)}{ran}"
+        click.echo(line)
         click.echo(f"  {'usable here' if reason is None else f'NOT usable: {reason}'}")
 
 
@@ -140,7 +150,7 @@ def list_plans(folder: Path, device: str, name: str | None) -> None:
 @_MODEL
 @_PICTURES
 @_FOLDER
-@_DEVICE
+@device_option()
 def check(name: str, pictures: tuple[str, ...], folder: Path, device: str) -> None:
     """Compare a model's plans with torch, on this machine, and say which are within tolerance.
 
@@ -171,7 +181,7 @@ def check(name: str, pictures: tuple[str, ...], folder: Path, device: str) -> No
 @engine.command()
 @_MODEL
 @_FOLDER
-@_DEVICE
+@device_option()
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 4),
               show_default=True, help="Images or regions at a time; may be repeated.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -200,7 +210,7 @@ def bench(name: str, folder: Path, device: str, batches: tuple[int, ...], repeat
 
 
 def _medians(
-    sides: list[Callable[..., Any]], inputs: Any, repeats: int, device: str
+    sides: Sequence[Callable[..., object]], inputs: tuple[Tensor, ...], repeats: int, device: str
 ) -> list[float]:
     import statistics
     import time
@@ -281,7 +291,7 @@ def _describe(name: str, recipe: Recipe, folder: Path) -> None:
         click.echo(f"  for {', '.join(recipe.capabilities) or 'what the library serves'}")
 
 
-def _usable(name: str, folder: Path, device: str) -> tuple[Any, list[tuple[Path, PlanFacts]]]:
+def _usable(name: str, folder: Path, device: str) -> tuple[ScaModel, list[tuple[Path, PlanFacts]]]:
     """The model, and those of its plans that may be used here; the others are named on stderr."""
     from sca_batch.engines.plans import read_plans, refusal, this_machine
     from sca_batch.model.checkpoint import weights_digest
@@ -303,17 +313,3 @@ def _usable(name: str, folder: Path, device: str) -> tuple[Any, list[tuple[Path,
             f"--model {name}"
         )
     return model, usable
-
-
-def _weights(name: str) -> str:
-    from sca_batch.model.checkpoint import weights_digest
-    from sca_batch.model.load import load_model
-
-    return weights_digest(load_model(name, device="cpu", with_tokenizer=False))
-
-
-def _line(facts: PlanFacts) -> str:
-    from sca_batch.checks.engines import describe_error
-
-    ran = "" if facts.executed else " (its ONNX; not yet executed)"
-    return f"{facts.plan_bytes / 1e6:,.1f} MB, {describe_error(facts.error)}{ran}"

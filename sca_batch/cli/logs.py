@@ -18,17 +18,9 @@ __all__ = ["printable", "set_up_logging", "tell"]
 # log line of its own or reach a terminal.
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 QUIET = (
-    "PIL",
-    "urllib3",
-    "httpx",
-    "httpcore",
-    "filelock",
-    "fsspec",
-    "matplotlib",
-    "botocore",
-    "s3fs",
+    "PIL", "urllib3", "httpx", "httpcore", "filelock", "fsspec", "matplotlib", "botocore", "s3fs",
     "torch",
-)
+)  # fmt: skip
 
 
 def tell(text: str) -> None:

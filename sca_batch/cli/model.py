@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from sca_batch.cli.values import device_option
+from sca_batch.cli.values import IN_FILE, IN_FOLDER, OUT_FOLDER, aligned, device_option
 from sca_batch.errors import EXIT_LEFTOVERS, ScaError
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def list_models() -> None:
         scores = (_score(facts.cider), _score(facts.meteor))
         where = "bundled" if facts.bundled else "hub"
         rows.append((name, facts.language_model, facts.trained_on, *scores, where))
-    _echo_table(rows)
+    click.echo("\n".join(aligned(rows)))
 
 
 @model.command()
@@ -72,9 +71,7 @@ def info(name: str) -> None:
             lines = _composition_info(name, located)
         else:
             lines = _folder_info(located)
-    width = max(len(key) for key, _ in lines)
-    for key, value in lines:
-        click.echo(f"{key:<{width}}  {value}")
+    click.echo("\n".join(aligned(lines)))
     if not isinstance(located, Composition):
         for card in ("LICENSE", "README.md", "MODEL_CARD.md"):
             if (located / card).is_file():
@@ -83,18 +80,8 @@ def info(name: str) -> None:
 
 @model.command("record")
 @click.argument("checkpoint")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder for the recording.",
-)
-@click.option(
-    "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An image file; a drawn test picture if left out.",
-)
+@click.option("-o", "--out", type=OUT_FOLDER, required=True, help="Folder for the recording.")
+@click.option("--image", type=IN_FILE, help="An image file; a drawn test picture if left out.")
 @click.option(
     "--box",
     "boxes",
@@ -180,7 +167,7 @@ def record_stages(
 @click.argument("checkpoint")
 @click.option(
     "--against",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=IN_FOLDER,
     help="Folder of the recording; the checkpoint's own folder if left out.",
 )
 @click.option(
@@ -245,7 +232,7 @@ def check_stages(
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         titles = ("STAGE", "MAX ERROR", "TOLERANCE", "OK", "")
-        _echo_table([titles, *(_row(result) for result in results)])
+        click.echo("\n".join(aligned([titles, *map(_row, results)])))
         click.echo(sentence)
     if not passed:
         raise click.exceptions.Exit(EXIT_LEFTOVERS)
@@ -315,13 +302,12 @@ def _sizes(config: ConfigFile, sizes: ModelSizes, counts: tuple[int, int]) -> li
         ("parameters", f"{counts[0]:,}, of them {counts[1]:,} trainable"),
     ]
     if config.automatic_masks:
-        lines.append(("automatic masks", _as_options(config.automatic_masks)))
+        # As `sca caption` spells them.
+        given = (
+            f"--{n.replace('_', '-')} {value:g}" for n, value in config.automatic_masks.items()
+        )
+        lines.append(("automatic masks", " ".join(given)))
     return lines
-
-
-def _as_options(values: dict[str, float]) -> str:
-    """Defaults of the model as `sca caption` spells them."""
-    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
 
 
 def _shown_name(checkpoint: str) -> str:
@@ -355,7 +341,7 @@ def _tolerance(text: str) -> tuple[str, float]:
         raise ScaError(f"--atol {text}: expected STAGE=X, say lm_logits=0.01") from None
 
 
-def _as_json(result: StageResult) -> dict[str, Any]:
+def _as_json(result: StageResult) -> dict[str, object]:
     error = result.max_error
     return {
         "stage": result.stage,
@@ -380,10 +366,3 @@ def _row(result: StageResult) -> tuple[str, ...]:
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _echo_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())

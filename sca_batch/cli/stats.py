@@ -6,14 +6,15 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sca_batch.cli.datasets import DATASET_OR_FILE
-from sca_batch.cli.values import box_format_option
+from sca_batch.cli.values import OUT_FILE, aligned, box_format_option
 
 if TYPE_CHECKING:
+    from sca_batch.manifests.values import BoxFormat
     from sca_batch.reports.gpt2 import Gpt2Tokenizer
     from sca_batch.reports.stats import Statistics
     from sca_batch.storage.stores import AnyPath
@@ -27,9 +28,7 @@ NO_VOCABULARY = "no vocabulary"
 @click.argument("source", metavar="DATASET|MANIFEST", type=DATASET_OR_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option(
-    "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also draw charts into this file, .png, .pdf or .svg.",
+    "--picture", type=OUT_FILE, help="Also draw charts into this file, .png, .pdf or .svg."
 )
 @click.option(
     "--tokenizer",
@@ -53,7 +52,7 @@ def stats(
     picture: Path | None,
     tokenizer: str | None,
     words_shown: int,
-    box_format: Any,
+    box_format: BoxFormat | None,
 ) -> None:
     """Count images, regions, sentences, words and tokens of a DATASET or MANIFEST.
 
@@ -93,32 +92,32 @@ def stats(
 
 
 def _lines(statistics: Statistics, words_shown: int) -> list[str]:
-    content = statistics.to_dict(words_shown)
-    lines = [*_table_4(statistics), ""]
-    vocabulary = content["vocabulary"]
-    frequent = ", ".join(
-        f"{word} {100 * count / vocabulary['words']:.1f}%"
-        for word, count in vocabulary["most_frequent"]
-    )
-    sizes = ", ".join(f"{count:,} {name}" for name, count in content["box_sizes"].items())
+    from sca_batch.reports.stats import BOX_SIZES, SCORE_STEPS, spread
+
+    total = statistics.vocabulary.total()
+    frequent = statistics.frequent_words(words_shown)
+    sizes = (f"{statistics.box_sizes[name]:,} {name}" for name in BOX_SIZES)
     facts = [
-        ("words per sentence", _spread(content["words_per_sentence"])),
-        ("sentences per region", _spread(content["sentences_per_region"])),
-        ("vocabulary", f"{vocabulary['size']:,} different words of {vocabulary['words']:,}"),
-        ("most frequent", frequent),
-        ("boxes per image", _spread(content["boxes_per_image"])),
-        ("box side, pixels", _spread(content["box_side_px"])),
-        ("box share of image", _spread(content["box_share_of_image"], percent=True)),
-        ("box sizes", sizes if statistics.box_sides else ""),
-        ("status", ", ".join(f"{count:,} {name}" for name, count in content["status"].items())),
+        ("words per sentence", _spread(spread(statistics.sentence_words))),
+        ("sentences per region", _spread(spread(statistics.sentences_per_region))),
+        ("vocabulary", f"{len(statistics.vocabulary):,} different words of {total:,}"),
+        ("most frequent", ", ".join(f"{word} {100 * n / total:.1f}%" for word, n in frequent)),
+        ("boxes per image", _spread(spread(statistics.boxes_per_image))),
+        ("box side, pixels", _spread(spread(statistics.box_sides))),
+        ("box share of image", _spread(spread(statistics.box_shares, 1000), percent=True)),
+        ("box sizes", ", ".join(sizes) if statistics.box_sides else ""),
+        ("status", ", ".join(f"{n:,} {name}" for name, n in statistics.status.most_common())),
         (
             "failed because",
-            ", ".join(f"{n:,} {code}" for code, n in content["error_codes"].items()),
+            ", ".join(f"{n:,} {code}" for code, n in statistics.errors.most_common()),
         ),
-        *((name.replace("_", " "), _spread(score)) for name, score in content["scores"].items()),
+        *(
+            (name.replace("_", " "), _spread(spread(counter, SCORE_STEPS)))
+            for name, counter in statistics.scores.items()
+        ),
     ]
-    lines += [f"{name:<22}{text}" for name, text in facts if text]
-    return lines + _notes(statistics.tokenizer)
+    lines = [f"{name:<22}{text}" for name, text in facts if text]
+    return [*_table_4(statistics), "", *lines, *_notes(statistics.tokenizer)]
 
 
 def _table_4(statistics: Statistics) -> list[str]:
@@ -130,14 +129,7 @@ def _table_4(statistics: Statistics) -> list[str]:
     for entry in rows:
         numbers = [NO_VOCABULARY if n is None else f"{n:,}" for n in entry[2:]]
         cells.append([entry.data_set, entry.kind, *numbers])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells, text_columns=2)
 
 
 def _spread(values: dict[str, float] | None, *, percent: bool = False) -> str:

@@ -9,13 +9,7 @@ from pathlib import Path
 import torch
 
 from sca_batch.engines.graphs import GRAPHS
-from sca_batch.engines.plans import (
-    BACKENDS,
-    PlanFacts,
-    read_plans,
-    refusal,
-    this_machine,
-)
+from sca_batch.engines.plans import BACKENDS, PlanFacts, read_plans, refusal, this_machine
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import weights_digest
 from sca_batch.model.sca import Engine, ScaModel

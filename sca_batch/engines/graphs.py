@@ -200,11 +200,7 @@ _MODULES: dict[str, Callable[[ScaModel], Graph]] = {
 
 
 def build_graph(
-    model: ScaModel,
-    name: str,
-    *,
-    dtype: torch.dtype = torch.float32,
-    keep_fp32: Sequence[str] = (),
+    model: ScaModel, name: str, *, dtype: torch.dtype = torch.float32, keep_fp32: Sequence[str] = ()
 ) -> Graph:
     """One graph with the model's weights, in evaluation mode; inputs and outputs are float32.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from sca_batch.engines.graphs import GRAPHS, build_graph, example_inputs
 from sca_batch.errors import ScaError, optional_package
+from sca_batch.model.hub import quiet_libraries
 from sca_batch.model.sca import ScaModel
 
 __all__ = [
@@ -25,6 +24,7 @@ __all__ = [
 # 20 has LayerNormalization and Gelu. 23 would turn attention into one operator, which TensorRT
 # builds in half precision only; what is exported here is eager attention anyway.
 OPSET = 20
+_EXPORTERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -67,7 +67,9 @@ def export(model: ScaModel, name: str, path: Path, *, precision: Precision | Non
         }
         for key, axes in facts.axes.items()
     }
-    with _quiet_export():
+    # Kept away: notes on the exporter's own deprecations and on unused example values.
+    with quiet_libraries(*_EXPORTERS, level=logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             graph.to(model.device),
             example_inputs(model, name),
@@ -161,22 +163,3 @@ def files_digest(path: Path) -> str:
             while block := opened.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-_EXPORTERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
-
-
-@contextlib.contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Keeps the exporter's notes away: about its own deprecations and unused example values."""
-    loggers = [logging.getLogger(name) for name in _EXPORTERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -22,10 +22,7 @@ PRECISIONS = {
     "tensorrt-rtx": ("fp32", "fp16", "bf16"),
 }
 # What may stand for a backend until the device is known.
-_LATER = {
-    "auto": ("fp32", "fp16", "bf16", "int8"),
-    "gpu": PRECISIONS["tensorrt"],
-}
+_LATER = {"auto": ("fp32", "fp16", "bf16", "int8"), "gpu": PRECISIONS["tensorrt"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +88,12 @@ class Recipe:
         """The graphs to build."""
         every = tuple(name for name, facts in GRAPHS.items() if self.precision in facts.tolerance)
         return self.graphs or every
+
+    @property
+    def exported_precision(self) -> str:
+        """That of the ONNX file: OpenVINO runs a float32 one in bf16, and int8 is made from one."""
+        is_float32 = self.precision == "int8" or self.backend == "openvino"
+        return "fp32" if is_float32 else self.precision
 
     def on(self, machine: Machine) -> Recipe:
         """The recipe with the backend that a machine has.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from sca_batch.model.weight_names import (
     POSITION,
     POSITION_TWIN,
     own_name,
+    published_counts,
     published_name,
 )
 
@@ -90,18 +91,9 @@ def weights_digest(model: ScaModel) -> str:
 
 
 def parameter_counts(model: ScaModel) -> tuple[int, int]:
-    """All parameters and the trainable ones, counted as the published implementation does.
-
-    A tied head counts once; the position code is not one (a buffer there).
-    """
-    counted = {
-        parameter: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if name != POSITION
-    }
-    modules = model.trainable_modules().values()
-    trained = (parameter for module in modules for parameter in module.parameters())
-    return sum(counted.values()), sum(parameter.numel() for parameter in trained)
+    """All parameters and the trainable ones, as `published_counts` counts them."""
+    sizes = {name: value.numel() for name, value in published_state(model).items()}
+    return published_counts(sizes, tied=model.language_model.config.tie_word_embeddings)
 
 
 def build_empty(config: ScaConfig) -> ScaModel:
@@ -111,11 +103,7 @@ def build_empty(config: ScaConfig) -> ScaModel:
 
 
 def assemble(
-    config: ScaConfig,
-    state: dict[str, Tensor],
-    tokenizer: CaptionTokenizer | None,
-    *,
-    where: str,
+    config: ScaConfig, state: dict[str, Tensor], tokenizer: CaptionTokenizer | None, *, where: str
 ) -> ScaModel:
     """A model of these sizes with these weights, all of them and no others."""
     if config.text.tie_word_embeddings and _is_untied(state, config):
@@ -149,7 +137,8 @@ def assemble(
     restore_buffers(model.language_model, torch.device("cpu"))
     if isinstance(model.vision_encoder, TimmEncoder):
         model.vision_encoder.restore_buffers()
-    left = [name for name, value in _tensors(model) if value.is_meta]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, value in tensors if value.is_meta]
     assert not left, f"left on the meta device: {left}"
     model.tokenizer = tokenizer
     return model.requires_grad_(False).eval()
@@ -184,8 +173,3 @@ def _is_untied(state: Mapping[str, Tensor], config: ScaConfig) -> bool:
 def _described(value: Tensor) -> str:
     dtype = "" if value.is_floating_point() else f" of {value.dtype}".replace("torch.", "")
     return f"{tuple(value.shape)}{dtype}"
-
-
-def _tensors(model: ScaModel) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, SamConfig
 
 __all__ = [
-    "ARCHITECTURES", "ConfigFile", "Domain", "ModelSizes", "ScaConfig", "config_from_dict",
-    "read_config", "read_config_file", "read_sizes", "sam_config_from_dicts",
-    "text_config_from_dict",
+    "ARCHITECTURES", "SAM_WIDTHS", "ConfigFile", "Domain", "ModelSizes", "ScaConfig",
+    "config_from_dict", "read_config", "read_config_file", "read_sizes", "sam_config_from_dicts",
+    "sam_config_of", "sam_vit_config", "text_config_from_dict",
 ]  # fmt: skip
 
 # The published classes whose forward pass is implemented here; the first one is that of every
@@ -65,6 +65,12 @@ _LLAMA_KEYS = frozenset([
     "tie_word_embeddings",
 ])
 # fmt: on
+# Width of ViT-B, L and H: layers, heads, layers with global attention.
+SAM_WIDTHS = {
+    768: (12, 12, (2, 5, 8, 11)),
+    1024: (24, 16, (5, 11, 17, 23)),
+    1280: (32, 16, (7, 15, 23, 31)),
+}
 # The width and the number of layers of each language model.
 _TEXT_SIZES = {"gpt2": ("n_embd", "n_layer"), "llama": ("hidden_size", "num_hidden_layers")}
 _TEXT_KEYS = {"gpt2": _GPT2_KEYS, "llama": _LLAMA_KEYS}
@@ -337,6 +343,26 @@ def sam_config_from_dicts(
     # what exports to the smallest graph, and 7 tokens against an image leave little to fuse.
     config.mask_decoder_config._attn_implementation = "eager"
     return config
+
+
+def sam_config_of(raw: Mapping[str, object]) -> SamConfig:
+    """SAM's sizes in its config.json, or in that of an SCA checkpoint, which is SAM as well."""
+    decoder = raw.get("mask_caption_decoder_config") or raw.get("mask_decoder_config")
+    parts = raw.get("vision_config"), raw.get("prompt_encoder_config"), decoder
+    return sam_config_from_dicts(*(part if isinstance(part, dict) else {} for part in parts))
+
+
+def sam_vit_config(width: int) -> SamConfig:
+    """The sizes of SAM's ViT-B, L or H, whose `width` is one of SAM_WIDTHS."""
+    layers, heads, global_layers = SAM_WIDTHS[width]
+    vision: JsonObject = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "global_attn_indexes": list(global_layers),
+        "mlp_dim": 4 * width,
+    }
+    return sam_config_from_dicts(vision, {}, {})
 
 
 def text_config_from_dict(raw: JsonObject, *, where: str) -> PreTrainedConfig:

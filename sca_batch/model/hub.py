@@ -184,12 +184,12 @@ def _transport_error(hub_error: type[Exception]) -> type[Exception]:
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keeps transformers' and the hub's own log lines away; what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+def quiet_libraries(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Keeps log lines of libraries below a level away: transformers' and the hub's, or others'."""
+    loggers = [logging.getLogger(name) for name in names or ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(level)
     try:
         yield
     finally:

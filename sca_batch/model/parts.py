@@ -14,7 +14,13 @@ from transformers import GPT2Config, PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import assemble, own_names
-from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
+from sca_batch.model.config import (
+    SAM_WIDTHS,
+    ScaConfig,
+    sam_config_of,
+    sam_vit_config,
+    text_config_from_dict,
+)
 from sca_batch.model.sca import PromptableSam, ScaModel
 from sca_batch.model.tokenizer import CaptionTokenizer, read_tokenizer, tokenizer_files
 from sca_batch.model.weight_files import (
@@ -32,7 +38,6 @@ from sca_batch.model.weight_names import (
     own_sam_name,
     published_name,
 )
-from sca_batch.records import JsonObject
 
 __all__ = ["Parts", "compose", "load_sam", "read_parts", "save_sam"]
 
@@ -177,40 +182,21 @@ def _caption_heads_beside(mixer: Path) -> int:
 def _read_sam(path: Path) -> tuple[SamConfig, dict[str, Tensor]]:
     if path.is_dir():
         raw = read_json(path / "config.json", "SAM in the layout of transformers")
-        # An SCA checkpoint is SAM as well; what it adds to the decoder is not looked at.
-        decoder = "mask_caption_decoder_config"
-        decoder = decoder if decoder in raw else "mask_decoder_config"
-        parts = ("vision_config", "prompt_encoder_config", decoder)
+        # What an SCA checkpoint adds to SAM's decoder is not looked at.
         state = {n: v for n, v in read_weights(path).items() if not n.startswith(NOT_SAM)}
-        return sam_config_from_dicts(*(raw.get(part) or {} for part in parts)), state
+        return sam_config_of(raw), state
     state = {own_sam_name(name): value for name, value in read_weight_file(path).items()}
-    return _sam_config_from_shapes(state, path), state
-
-
-def _sam_config_from_shapes(state: Mapping[str, Tensor], path: Path) -> SamConfig:
-    """segment_anything's files hold no configuration; the width tells ViT-B, L or H."""
+    # segment_anything's files hold no configuration; the width tells ViT-B, L or H.
     patch = state.get("vision_encoder.patch_embed.projection.weight")
-    sizes = {768: (12, 12, (2, 5, 8, 11)), 1024: (24, 16, (5, 11, 17, 23)),
-             1280: (32, 16, (7, 15, 23, 31))}  # fmt: skip
-    if patch is None or patch.shape[0] not in sizes:
+    if patch is None or patch.shape[0] not in SAM_WIDTHS:
         raise ScaError(f"{path}: not one of sam_vit_b, sam_vit_l, sam_vit_h of segment_anything")
-    width = int(patch.shape[0])
-    layers, heads, global_layers = sizes[width]
-    vision: JsonObject = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "global_attn_indexes": list(global_layers),
-        "mlp_dim": 4 * width,
-    }
-    return sam_config_from_dicts(vision, {}, {})
+    return sam_vit_config(patch.shape[0]), state
 
 
 def _language_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A language model's own files under their names in an SCA checkpoint."""
-    bare = not any(name.startswith(("transformer.", "model.")) for name in state)
     inner = ""
-    if bare:
+    if not any(name.startswith(("transformer.", "model.")) for name in state):
         inner = "transformer." if "wte.weight" in state else "model."
     return {
         f"language_model.{'' if name.startswith('lm_head.') else inner}{name}": value

@@ -11,7 +11,6 @@ starts from ImageNet carries over what it knows of edges and things, and a featu
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,15 @@ class PyramidEncoder(nn.Module):
 
     def __init__(self, config: ScaConfig) -> None:
         super().__init__()
-        self.backbone = _create_levels(config.timm_vision_name, config.timm_levels)
+        self.backbone = create_timm(
+            config.timm_vision_name,
+            pretrained=False,
+            features_only=True,
+            out_indices=config.timm_levels,
+        )
+        fold_batch_norms(self.backbone)
+        # A bias that came out of a norm is frozen by torch's folding.
+        self.backbone.requires_grad_(True)
         width, cell = config.width, config.image_size // config.grid_size
         info = self.backbone.feature_info
         levels = list(zip(info.channels(), info.reduction(), strict=True))
@@ -135,13 +142,6 @@ def fold_batch_norms(module: nn.Module) -> None:
         fold_batch_norms(child)
         if isinstance(child, nn.BatchNorm2d):
             raise ScaError("a batch norm of the backbone has no convolution before it")
-
-
-def _create_levels(name: str, levels: tuple[int, ...]) -> Any:
-    backbone = create_timm(name, pretrained=False, features_only=True, out_indices=levels)
-    fold_batch_norms(backbone)
-    # A bias that came out of a norm is frozen by torch's folding.
-    return backbone.requires_grad_(True)
 
 
 def _lateral(channels: int, width: int, stride: int, cell: int) -> nn.Conv2d:

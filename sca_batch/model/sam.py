@@ -20,8 +20,8 @@ from transformers.models.sam.modeling_sam import (
 from sca_batch.model.two_way import absorbed_two_way, absorbing_pays
 
 __all__ = [
-    "MaskDecoder", "Prompts", "encode_prompts", "high_res_of", "pack_cells",
-    "position_grid", "with_high_res",
+    "MaskDecoder", "Prompts", "encode_prompts", "high_res_of", "pack_cells", "position_grid",
+    "with_high_res",
 ]  # fmt: skip
 
 

@@ -88,11 +88,7 @@ class PromptableSam(nn.Module):
         return embedding.float()
 
     def fuse_prompts(
-        self,
-        embedding_BDHW: Tensor,
-        *,
-        image_R: Tensor | None = None,
-        **prompts: Unpack[Prompts],
+        self, embedding_BDHW: Tensor, *, image_R: Tensor | None = None, **prompts: Unpack[Prompts]
     ) -> tuple[Tensor, Tensor]:
         """SAM's two-way transformer: tokens (R, T, D) and image tokens (R, N, D).
 

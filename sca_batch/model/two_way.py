@@ -28,10 +28,7 @@ def absorbing_pays(transformer: SamTwoWayTransformer, num_tokens: int) -> bool:
 
 
 def absorbed_two_way(
-    transformer: SamTwoWayTransformer,
-    tokens_RTD: Tensor,
-    image_RND: Tensor,
-    position_1ND: Tensor,
+    transformer: SamTwoWayTransformer, tokens_RTD: Tensor, image_RND: Tensor, position_1ND: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The outputs of `transformer`, to float rounding: tokens (R, T, D) and image tokens (R, N, D).
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
@@ -157,7 +158,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             # About a pickle of another protocol; either it can be read, or the error says so.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except _BAD_PICKLE as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ScaError(
@@ -168,11 +169,6 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ScaError(f"{path}: expected a state dict, a mapping from names to tensors")
     return state
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def listed(what: str, names: list[str], shown: int = 6) -> str:

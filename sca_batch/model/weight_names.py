@@ -87,8 +87,8 @@ def own_sam_name(name: str) -> str:
 def published_counts(sizes: Mapping[str, int], *, tied: bool) -> tuple[int, int]:
     """All parameters of a checkpoint and the trainable ones, from the sizes of its tensors.
 
-    Counted as `checkpoint.parameter_counts` counts a model's. `tied` is what config.json says of
-    the language model's embedding and head.
+    Counted as the published implementation does: a tied head once, the position code not at all (a
+    buffer there). `tied` is what config.json says of the language model's embedding and head.
     """
     kept = {
         name: size

@@ -28,8 +28,8 @@ def draw_regions(
 
     Args:
         rgb: uint8 (H, W, 3), EXIF orientation applied.
-        regions: rows of a dataset's `regions` column; larger ones are painted first, so that
-            those inside them stay visible. Regions without a mask show their box.
+        regions: larger ones are painted first, so that those inside them stay visible. Regions
+            without a mask show their box.
         title: a line above the captions.
     """
     order = sorted(range(len(regions)), key=lambda i: -int(regions[i]["area"]))

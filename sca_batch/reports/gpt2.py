@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sca_batch.errors import ScaError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["Gpt2Tokenizer", "cached_gpt2", "count_words", "load_gpt2"]
 
@@ -23,7 +26,7 @@ class Gpt2Tokenizer:
 
     name: str
     is_gpt2: bool
-    _tokenizer: Any = field(repr=False)
+    _tokenizer: Tokenizer = field(repr=False)
 
     def count(self, sentence: str) -> int:
         """The number of tokens, none of them special."""
@@ -38,8 +41,7 @@ def count_words(sentence: str) -> int:
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
-    pieces: list[Any] = ByteLevel(add_prefix_space=False).pre_tokenize_str(sentence)
-    return len(pieces)
+    return len(ByteLevel(add_prefix_space=False).pre_tokenize_str(sentence))
 
 
 def load_gpt2(where: str) -> Gpt2Tokenizer:
@@ -90,12 +92,8 @@ def _read(path: Path, name: str | None = None) -> Gpt2Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        if path.is_file():
-            tokenizer = Tokenizer.from_file(str(path))
-        elif (path / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        else:
-            tokenizer = _from_vocabulary(path)
+        file = path if path.is_file() else path / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _from_vocabulary(path)
     except Exception as error:  # `tokenizers` raises bare Exceptions on malformed files
         if type(error) is not Exception:
             raise
@@ -106,7 +104,7 @@ def _read(path: Path, name: str | None = None) -> Gpt2Tokenizer:
     return Gpt2Tokenizer(name or str(path), is_gpt2, tokenizer)
 
 
-def _from_vocabulary(folder: Path) -> Any:
+def _from_vocabulary(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ SENTENCES_REMEMBERED = 1 << 16  # names of categories come again and again
 GRID = 40  # cells a side of the map of where boxes lie
 SCORE_STEPS = 10_000  # scores are counted in steps of 1e-4
 SMALL, MEDIUM = 32**2, 96**2  # COCO's borders between small, medium and large, square pixels
+BOX_SIZES = ("empty", "small", "medium", "large")
 
 # Without segmentations, which are most of a shard's bytes.
 DATASET_COLUMNS = ["status", "error_code", "width", "height"] + [
@@ -107,8 +108,7 @@ class Statistics:
     def _add_box(self, box_xyxy: Sequence[float], size_hw: tuple[int, int] | None) -> None:
         x0, y0, x1, y1 = box_xyxy
         area = (x1 - x0) * (y1 - y0)
-        names = ("empty", "small", "medium", "large")
-        self.box_sizes[names[sum(area > border for border in (0, SMALL, MEDIUM))]] += 1
+        self.box_sizes[BOX_SIZES[sum(area > border for border in (0, SMALL, MEDIUM))]] += 1
         self.box_sides[round(math.sqrt(area))] += 1
         if size_hw is None:
             return
@@ -142,7 +142,7 @@ class Statistics:
         counted = split == "train" and protocol in ("", "published")
         return PAPER_TABLE_4.get(source) if counted else None
 
-    def to_dict(self, most_frequent: int = 25) -> dict[str, Any]:
+    def to_dict(self, most_frequent: int = 25) -> dict[str, object]:
         """Everything as JSON holds it."""
         row, paper = self.table_4_row(), self.paper_row()
         return {
@@ -162,9 +162,7 @@ class Statistics:
             "boxes_per_image": spread(self.boxes_per_image),
             "box_side_px": spread(self.box_sides),
             "box_share_of_image": spread(self.box_shares, 1000),
-            "box_sizes": {
-                name: self.box_sizes[name] for name in ("empty", "small", "medium", "large")
-            },
+            "box_sizes": {name: self.box_sizes[name] for name in BOX_SIZES},
             "status": dict(self.status.most_common()),
             "error_codes": dict(self.errors.most_common()),
             "scores": {name: spread(counter, SCORE_STEPS) for name, counter in self.scores.items()},
@@ -202,11 +200,9 @@ def collect(
             f"{source}: a folder without {RUN_FILE} is not a dataset. For a folder of images or "
             f"annotations make a manifest first: sca manifest build {source}"
         )
-    name = source.stem
+    statistics = Statistics(source.stem, form, tokenizer)
     if form == "dataset":
-        name = source.absolute().name if isinstance(source, Path) else source.name
-    statistics = Statistics(name, form, tokenizer)
-    if form == "dataset":
+        statistics.name = source.absolute().name if isinstance(source, Path) else source.name
         read_run(source)
         rows = _dataset_images(source, statistics)
     elif isinstance(source, StorePath):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from sca_batch.errors import ScaError
-from sca_batch.reports.stats import GRID, SCORE_STEPS, Statistics, quantile
+from sca_batch.reports.stats import BOX_SIZES, GRID, SCORE_STEPS, Statistics, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_statistics"]
 
@@ -20,6 +22,17 @@ INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED = "#2f6fab", "#d9822b", "#3f9167", "#b4443f"
 WORDS_SHOWN = 18
 BINS = 24
+STYLE = {
+    "font.size": 9, "text.color": INK,
+    "axes.edgecolor": FAINT, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+    "xtick.major.size": 0, "ytick.major.size": 0,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "grid.color": FAINT, "grid.linewidth": 0.8,
+    "axes.titlelocation": "left", "axes.titlesize": 10.5, "axes.titlecolor": INK,
+    "axes.titlepad": 18,
+    "legend.frameon": False, "legend.loc": "upper left", "legend.labelcolor": INK,
+    "text.parse_math": False,  # words may hold dollar signs
+}  # fmt: skip
 
 
 def draw_statistics(statistics: Statistics, target: Path) -> None:
@@ -33,35 +46,30 @@ def draw_statistics(statistics: Statistics, target: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": GREY,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "text.parse_math": False,  # words may hold dollar signs
-    }
-    with rc_context(style):
+    with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(13.5, 9), dpi=110, facecolor="white")
         FigureCanvasAgg(figure)
         _headline(figure, statistics)
-        grid = figure.add_gridspec(
-            2, 3, left=0.06, right=0.975, top=0.755, bottom=0.07, hspace=0.46, wspace=0.26
+        margins = {"left": 0.06, "right": 0.975, "top": 0.755, "bottom": 0.07}
+        axes = figure.subplots(
+            2, 3, squeeze=False, gridspec_kw={**margins, "hspace": 0.46, "wspace": 0.26}
         )
-        panels = [_lengths, _frequent_words, _boxes_per_image, _box_sides, _coverage]
-        panels.append(_scores if statistics.scores else _words_needed)
-        for i, panel in enumerate(panels):
-            panel(figure.add_subplot(grid[i // 3, i % 3]), statistics)
+        words, boxes = statistics.sentence_words, statistics.boxes_per_image
+        to_be_found = "no regions are given: they will be found"
+        _whole_numbers(axes[0, 0], words, BLUE, "sentences", "Words per sentence", "no sentences")
+        _frequent_words(axes[0, 1], statistics)
+        _whole_numbers(axes[0, 2], boxes, ORANGE, "images", "Regions per image", to_be_found)
+        _box_sides(axes[1, 0], statistics)
+        _coverage(axes[1, 1], statistics)
+        last_panel = _scores if statistics.scores else _words_needed
+        last_panel(axes[1, 2], statistics)
         try:
             figure.savefig(target)
         except (OSError, ValueError) as error:
             raise ScaError(f"{target}: cannot be written: {error}") from None
 
 
-def _headline(figure: Any, statistics: Statistics) -> None:
+def _headline(figure: Figure, statistics: Statistics) -> None:
     row = statistics.table_4_row()
     figure.text(0.03, 0.945, row.data_set, fontsize=17, weight="bold")
     kind = row.kind if row.kind != "-" else f"a {statistics.form}"
@@ -84,10 +92,9 @@ def _headline(figure: Any, statistics: Statistics) -> None:
         figure.text(x, 0.84, label, color=GREY)
 
 
-def _titled(axes: Axes, title: str, remark: str = "") -> None:
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=18)
+def _titled(axes: Axes, title: str, remark: str) -> None:
+    axes.set_title(title)
     axes.text(0, 1.035, remark, transform=axes.transAxes, color=GREY, fontsize=8.5)
-    axes.tick_params(length=0)
 
 
 def _nothing(axes: Axes, text: str) -> None:
@@ -95,44 +102,41 @@ def _nothing(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, transform=axes.transAxes)
 
 
-def _bars(axes: Axes, counter: Counter[int], colour: str, unit: str) -> None:
+def _counted(counter: Counter[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Values, and the share of each in percent."""
+    return np.array(list(counter)), 100 * np.array(list(counter.values())) / counter.total()
+
+
+def _whole_numbers(
+    axes: Axes, counter: Counter[int], colour: str, unit: str, title: str, without: str
+) -> None:
     """A histogram of whole numbers; the last hundredth is gathered in the last bar."""
+    if not counter:
+        _nothing(axes, without)
+        return
     last = max(quantile(counter, 0.99), min(counter) + 1)
     step = max(1, -(-(last + 1) // BINS))
-    heights: Counter[int] = Counter()
-    for value, count in counter.items():
-        heights[min(value, last) // step * step] += count
-    starts = list(heights)
-    shares = [100 * heights[start] / counter.total() for start in starts]
-    centres = [start + (step - 1) / 2 for start in starts]
-    axes.bar(centres, shares, width=0.86 * step, color=colour)
-    if max(counter) >= max(starts) + step:
-        end = f"last bar: {max(starts):,} and more"
+    values, shares = _counted(counter)
+    values = np.minimum(values, last) // step * step
+    low, high = values.min(), values.max() + step
+    edges = np.arange(low, high + 1, step) - 0.5
+    axes.hist(values, bins=edges, weights=shares, rwidth=0.86, color=colour)  # type: ignore[arg-type]
+    if max(counter) >= high:
+        end = f"last bar: {high - step:,} and more"
         axes.set_xlabel(end, loc="right", fontsize=8, labelpad=2)
-    low, high = min(starts) - 0.7 * step, max(starts) + step - 0.3
-    spare = max(0.0, 6 * step - (high - low)) / 2  # one or two values need no giant's bars
-    axes.set_xlim(max(low - spare, -0.7 * step), high + spare)
+    left, right = low - 0.7 * step, high - 0.3
+    spare = max(0.0, 6 * step - (right - left)) / 2  # one or two values need no giant's bars
+    axes.set_xlim(max(left - spare, -0.7 * step), right + spare)
     axes.set_ylabel(f"% of {unit}")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     axes.locator_params(axis="x", integer=True, nbins=9)
-
-
-def _remark(counter: Counter[int], unit: str = "") -> str:
     mean = sum(value * count for value, count in counter.items()) / counter.total()
-    return (
-        f"median {quantile(counter, 0.5):,}{unit}, mean {mean:,.1f}{unit}, 95% up to "
-        f"{quantile(counter, 0.95):,}{unit}, largest {max(counter):,}{unit}"
+    _titled(
+        axes,
+        title,
+        f"median {quantile(counter, 0.5):,}, mean {mean:,.1f}, 95% up to "
+        f"{quantile(counter, 0.95):,}, largest {max(counter):,}",
     )
-
-
-def _lengths(axes: Axes, statistics: Statistics) -> None:
-    counter = statistics.sentence_words
-    if not counter:
-        _nothing(axes, "no sentences")
-        return
-    _bars(axes, counter, BLUE, "sentences")
-    _titled(axes, "Words per sentence", _remark(counter))
 
 
 def _frequent_words(axes: Axes, statistics: Statistics) -> None:
@@ -151,21 +155,11 @@ def _frequent_words(axes: Axes, statistics: Statistics) -> None:
     axes.set_yticks(rows, labels)
     axes.tick_params(axis="y", labelcolor=INK, labelsize=8.5)
     axes.invert_yaxis()
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     covered = sum(shares)
     _titled(
         axes, "Most frequent words", f"% of {total:,} words; these {len(words)} are {covered:.0f}%"
     )
-
-
-def _boxes_per_image(axes: Axes, statistics: Statistics) -> None:
-    counter = statistics.boxes_per_image
-    if not counter:
-        _nothing(axes, "no regions are given: they will be found")
-        return
-    _bars(axes, counter, ORANGE, "images")
-    _titled(axes, "Regions per image", _remark(counter))
 
 
 def _box_sides(axes: Axes, statistics: Statistics) -> None:
@@ -176,8 +170,7 @@ def _box_sides(axes: Axes, statistics: Statistics) -> None:
         return
     top = max(sides) + 1
     edges = np.geomspace(1, max(top, 2), BINS + 1)
-    values = np.array(list(sides))
-    counts = np.array(list(sides.values()), dtype=float)
+    values, counts = np.array(list(sides)), np.array(list(sides.values()))
     shares, _ = np.histogram(values, bins=edges, weights=100 * counts / counter.total())
     axes.bar(edges[:-1], shares, width=0.92 * np.diff(edges), align="edge", color=ORANGE)
     axes.set_xscale("log")
@@ -187,12 +180,11 @@ def _box_sides(axes: Axes, statistics: Statistics) -> None:
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylabel("% of boxes")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     total = counter.total()
     sizes = ", ".join(
         f"{100 * statistics.box_sizes[name] / total:.0f}% {name}"
-        for name in ("empty", "small", "medium", "large")
+        for name in BOX_SIZES
         if statistics.box_sizes[name]
     )
     _titled(axes, "Size of boxes: square root of the area, pixels", sizes)
@@ -209,7 +201,6 @@ def _coverage(axes: Axes, statistics: Statistics) -> None:
     axes.set_yticks([])
     bar = axes.figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
     _titled(axes, "Where boxes lie", f"% of boxes over each of {GRID} x {GRID} parts of the image")
 
 
@@ -220,25 +211,21 @@ def _scores(axes: Axes, statistics: Statistics) -> None:
         "stability_score": ("stability score", GREEN),
     }
     edges = np.linspace(0, 1.0001, 51)
-    drawn = 0
     for name, (label, colour) in names.items():
         counter = statistics.scores[name]
         if not counter:
             continue
-        values = np.clip(np.array(list(counter)) / SCORE_STEPS, 0, 1)
-        weights = 100 * np.array(list(counter.values())) / counter.total()
-        shares, _ = np.histogram(values, bins=edges, weights=weights)
+        values, weights = _counted(counter)
+        shares, _ = np.histogram(np.clip(values / SCORE_STEPS, 0, 1), bins=edges, weights=weights)
         label = f"{label}, median {quantile(counter, 0.5) / SCORE_STEPS:.2f}"
         axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
-        drawn += 1
-    if not drawn:
+    if not any(statistics.scores.values()):
         _nothing(axes, "no scores")
         return
-    axes.legend(frameon=False, loc="upper left", labelcolor=INK)
+    axes.legend()
     axes.set_ylabel("% of regions")
     axes.set_xlim(0, 1)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     _titled(axes, "Scores", "the captioner's, and SAM's own of its masks")
 
@@ -257,8 +244,7 @@ def _words_needed(axes: Axes, statistics: Statistics) -> None:
     axes.margins(x=0.15)
     axes.set_ylim(0, 103)
     axes.set_ylabel("% of all words")
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.grid()
     needed = [int(np.searchsorted(covered, share)) + 1 for share in (50, 90, 99)]
     for share, rank in zip((50, 90, 99), needed, strict=True):
         axes.plot([rank], [covered[rank - 1]], "o", color=GREEN, markersize=4.5)

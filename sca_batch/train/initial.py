@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, SamConfig
 
 from sca_batch.errors import ScaError
 from sca_batch.model.checkpoint import assemble, build_empty
-from sca_batch.model.config import ScaConfig, sam_config_from_dicts, text_config_from_dict
+from sca_batch.model.config import ScaConfig, sam_config_of, sam_vit_config, text_config_from_dict
 from sca_batch.model.hub import fetch_part, quiet_libraries, tokenizer_folder
 from sca_batch.model.load import load_model
 from sca_batch.model.parts import read_parts
@@ -31,11 +31,9 @@ __all__ = ["copy_tokenizer", "initial_model", "sizes_before_training", "starting
 INITIALIZER_RANGE = 0.02  # of the published config.json
 
 # Sizes of models that recipes name, for a look at a run before anything is downloaded.
-_SAM_SIZES = {
-    "facebook/sam-vit-base": (768, 12, 12, (2, 5, 8, 11)),
-    "facebook/sam-vit-large": (1024, 24, 16, (5, 11, 17, 23)),
-    "facebook/sam-vit-huge": (1280, 32, 16, (7, 15, 23, 31)),
-}
+_SAM_WIDTHS = {
+    "facebook/sam-vit-base": 768, "facebook/sam-vit-large": 1024, "facebook/sam-vit-huge": 1280,
+}  # fmt: skip
 _TEXT_SIZES: dict[str, JsonObject] = {
     "gpt2": {"model_type": "gpt2"},
     "gpt2-large": {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20},
@@ -112,22 +110,10 @@ def _sized(sam: SamConfig, text: PreTrainedConfig, recipe: MixerNumbers) -> ScaC
 
 def _sam_sizes(sam: str) -> SamConfig:
     if (Path(sam) / "config.json").is_file():
-        raw = json.loads((Path(sam) / "config.json").read_text(encoding="utf-8"))
-        decoder = raw.get("mask_caption_decoder_config") or raw.get("mask_decoder_config") or {}
-        return sam_config_from_dicts(
-            raw.get("vision_config") or {}, raw.get("prompt_encoder_config") or {}, decoder
-        )
-    if sam not in _SAM_SIZES:
-        raise ScaError(f"sam={sam}: no folder with a config.json; {_known(_SAM_SIZES)}")
-    width, layers, heads, global_layers = _SAM_SIZES[sam]
-    vision: JsonObject = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "global_attn_indexes": list(global_layers),
-        "mlp_dim": 4 * width,
-    }
-    return sam_config_from_dicts(vision, {}, {})
+        return sam_config_of(json.loads((Path(sam) / "config.json").read_text(encoding="utf-8")))
+    if sam not in _SAM_WIDTHS:
+        raise ScaError(f"sam={sam}: no folder with a config.json; {_known(_SAM_WIDTHS)}")
+    return sam_vit_config(_SAM_WIDTHS[sam])
 
 
 def _text_sizes(language_model: str) -> PreTrainedConfig:

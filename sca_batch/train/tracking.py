@@ -110,7 +110,7 @@ class _Wandb:
         try:
             import wandb
         except ImportError:
-            raise MissingPackageError("wandb", "--track wandb", "pip install wandb") from None
+            raise MissingPackageError("wandb", "--track wandb") from None
         folder = out.resolve()
         # The same for a run that is resumed, and another one for a folder of the same name.
         digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
