@@ -240,6 +240,7 @@ def _words_needed(axes: Axes, statistics: Statistics) -> None:
     axes.plot(ranks, covered, color=GREEN, linewidth=2)
     if len(counts) > 100:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")  # the default one writes formulas
         axes.minorticks_off()
     axes.margins(x=0.15)
     axes.set_ylim(0, 103)

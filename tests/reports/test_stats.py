@@ -273,6 +273,16 @@ def test_a_picture_is_drawn_of_a_dataset_and_of_a_manifest(dataset, manifest, tm
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (100 if i < 2 else 10)
 
 
+def test_numbers_of_words_are_written_as_numbers(manifest, tmp_path):
+    sentence = " ".join(f"word{i}" for i in range(150))
+    row = {"uri": "a.jpg", "boxes_xyxy": [[0, 0, 5, 5]], "references": [[sentence]]}
+    target = tmp_path / "many.svg"
+    draw_statistics(collect(manifest(row)), target)
+    # Beside its outlines, an SVG has each text as a comment.
+    assert "<!-- 100 -->" in target.read_text()
+    assert "mathdefault" not in target.read_text()
+
+
 def test_a_suffix_that_is_no_picture_is_refused(manifest, tmp_path):
     with pytest.raises(ScaError, match="cannot be written"):
         draw_statistics(collect(manifest({"uri": "a.jpg"})), tmp_path / "x.docx")
