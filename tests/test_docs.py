@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,8 @@ DOCUMENTS = [
     "README.md",
     "docs/DATASETS.md",
     "docs/FORMAT.md",
+    "docs/NIGHTLY.md",
+    "docs/PYTHON.md",
     "docs/TRAINING.md",
     "manifests/README.md",
 ]
@@ -37,6 +40,24 @@ def test_every_command_in_the_documents_exists(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"^\s*(?:\$ )?(?:\S*/bin/)?sca ([a-z]+)", text, re.M))
     assert named <= set(COMMANDS), named - set(COMMANDS)
+
+
+def test_the_examples_of_the_python_page_run_one_after_the_other(tmp_path):
+    """In one process, as a reader would: the first makes the dataset that the last one reads."""
+    text = (ROOT / "docs/PYTHON.md").read_text(encoding="utf-8")
+    (tmp_path / "manifests").symlink_to(ROOT / "manifests")
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "0 3 18"
+    assert any(line.startswith("[###] ") for line in lines)  # the listener's own bar, at its end
+    assert any(line.startswith("shape: (3, 3)") for line in lines)
 
 
 def test_every_file_that_the_readme_names_is_there():
