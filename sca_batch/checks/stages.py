@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sca_batch.checks.generation import GenerateSettings
-from sca_batch.model.sam import encode_prompts
 from sca_batch.model.sca import ScaModel, caption_loss
 from sca_batch.model.timm_encoder import TimmEncoder
 
@@ -97,7 +96,7 @@ def _region_stages(
     def by_image(value_R: Tensor) -> Tensor:
         return value_R.reshape(inputs.num_images, inputs.num_regions, *value_R.shape[1:])
 
-    sparse_RSD, dense = encode_prompts(model.prompt_encoder, **inputs.prompts)
+    sparse_RSD, dense = model.encode_prompts(**inputs.prompts)
     image_R = torch.arange(inputs.num_images, device=model.device)
     image_R = image_R.repeat_interleave(inputs.num_regions)
     tokens_RTD, features_RND = model.fuse_prompts(embedding_BDHW, image_R=image_R, **inputs.prompts)

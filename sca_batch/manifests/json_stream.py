@@ -31,7 +31,7 @@ def corrupt(path: Path, where: str, problem: str, expected: str) -> CorruptAnnot
 
 
 def stream_array(
-    path: Path, *, expected: str, progress: Progress | None = None
+    path: Path, *, expected: str, progress: Progress | None = None, chunk: int = CHUNK
 ) -> Iterator[tuple[int, Json]]:
     """The elements of a file that is one JSON array, with their index.
 
@@ -39,7 +39,7 @@ def stream_array(
         ScaError: where the file stops being JSON, or is no array.
     """
     with _open(path) as file:
-        text = _Window(path, file, expected, progress)
+        text = _Window(path, file, expected, progress, chunk)
         text.take("[")
         yield from text.elements()
         text.end()
@@ -52,6 +52,7 @@ def stream_members(
     expected: str,
     progress: Progress | None = None,
     optional: Collection[str] = (),
+    chunk: int = CHUNK,
 ) -> Iterator[tuple[str, int, Json]]:
     """Of a file that is one JSON object: the elements of the arrays under `keys`, in file order.
 
@@ -63,7 +64,7 @@ def stream_members(
     """
     seen = set()
     with _open(path) as file:
-        text = _Window(path, file, expected, progress)
+        text = _Window(path, file, expected, progress, chunk)
         text.take("{")
         while text.peek() != "}":
             key = text.value()
@@ -99,8 +100,11 @@ def _open(path: Path) -> TextIO:
 class _Window:
     """The part of a file that is being looked at, and where it stands in the file."""
 
-    def __init__(self, path: Path, file: TextIO, expected: str, progress: Progress | None) -> None:
+    def __init__(
+        self, path: Path, file: TextIO, expected: str, progress: Progress | None, chunk: int
+    ) -> None:
         self.path, self.file, self.expected, self.progress = path, file, expected, progress
+        self.chunk = chunk
         self.text, self.at, self.ended = "", 0, False
         self.before, self.lines_before = 0, 0  # what has been dropped in front of the window
         self._decode = json.JSONDecoder().raw_decode
@@ -171,7 +175,7 @@ class _Window:
         self.before += self.at
         try:
             # Twice as much each time, so that a long element is not parsed again and again.
-            more = self.file.read(max(CHUNK, len(self.text) - self.at))
+            more = self.file.read(max(self.chunk, len(self.text) - self.at))
         except UnicodeDecodeError:
             raise self.error("not UTF-8 from somewhere behind here") from None
         except OSError as error:

@@ -72,6 +72,9 @@ def load_model(
             folder = fetch_tokenizer(model.config.tokenizer_name, str(name_or_path))
             if folder is not None and tokenizer_files(folder):
                 model.tokenizer = read_tokenizer(folder, eos_token_id=model.config.eos_token_id)
+    if target.type == "cuda":
+        # What is made without a device's name, streams and events among it, is made on this one.
+        torch.cuda.set_device(target)
     if target.type == "cuda" and autocast_dtype is None:
         # cuDNN convolves in TF32 unless told otherwise: ten bits where float32 was asked for.
         torch.backends.cudnn.allow_tf32 = False

@@ -95,7 +95,7 @@ class PromptableSam(nn.Module):
         `image_R` says which image each region is of, int64; without it there is one image.
         """
         with self.autocast():
-            sparse_RSD, dense = encode_prompts(self.prompt_encoder, **prompts)
+            sparse_RSD, dense = self.encode_prompts(**prompts)
             engine = self.engines.get("decoder")
             has_masks = prompts.get("masks_R1HW") is not None
             # The graph is that of prompts without low-res masks on one shared image.
@@ -138,9 +138,19 @@ class PromptableSam(nn.Module):
             masks_RM: Tensor = self.mask_decoder.predict_masks(tokens_RTD, features_RND, high_res)
         return masks_RM.float()
 
+    def encode_prompts(self, **prompts: Unpack[Prompts]) -> tuple[Tensor, Tensor]:
+        """Prompts as SAM's decoder takes them, sparse (R, S, D) and dense, always in float32."""
+        with self._full_precision():
+            return encode_prompts(self.prompt_encoder, **prompts)
+
     def position_code(self) -> Tensor:
-        """The position code of the embedding grid, (1, D, H, W)."""
-        return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
+        """The position code of the embedding grid, (1, D, H, W), always in float32."""
+        with self._full_precision():
+            return position_grid(self.prompt_encoder.shared_embedding, self.config.grid_size)
+
+    def _full_precision(self) -> torch.autocast:
+        # bfloat16 has too few steps for coordinates: 321 codes for 512 columns of pixels.
+        return torch.autocast(self.device.type, enabled=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.autocast_dtype is None:
@@ -202,7 +212,7 @@ class ScaModel(PromptableSam):
         engine = self.engines.get("mixer")
         if engine is not None and prompts.get("masks_R1HW") is None and not with_masks:
             with self.autocast():
-                sparse_RSD, _ = encode_prompts(self.prompt_encoder, **prompts)
+                sparse_RSD, _ = self.encode_prompts(**prompts)
             if image_R is None:
                 image_R = torch.zeros(len(sparse_RSD), dtype=torch.long, device=self.device)
             queries_RQD, iou_RM = engine(embedding_BDHW, sparse_RSD.float(), image_R)

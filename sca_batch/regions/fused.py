@@ -71,7 +71,8 @@ def _start_batches(
         if model.device.type == "cuda":
             iou_P3 = torch.empty(iou_P3.shape, pin_memory=True).copy_(iou_P3, non_blocking=True)
             arrived = torch.Event(model.device)
-            arrived.record()
+            # Of the model's device, which need not be the current one: else it waits for nothing.
+            arrived.record(torch.cuda.current_stream(model.device))
         yield FusedBatch(first, tokens_PTD, features_PND, iou_P3, arrived)
 
 

@@ -8,7 +8,6 @@ import random
 import pytest
 
 from sca_batch.errors import ScaError
-from sca_batch.manifests import json_stream
 from sca_batch.manifests.json_stream import stream_array, stream_members
 
 
@@ -34,19 +33,17 @@ def make_key(rng):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_an_array_gives_its_elements(tmp_path, monkeypatch, chunk, ascii_only):
-    monkeypatch.setattr(json_stream, "CHUNK", chunk)
+def test_an_array_gives_its_elements(tmp_path, chunk, ascii_only):
     rng = random.Random(3)
     elements = [make_value(rng) for _ in range(150)]
     path = tmp_path / "a.json"
     text = json.dumps(elements, ensure_ascii=ascii_only, indent=rng.choice([None, 2]))
     path.write_text(f"\n {text} \n", encoding="utf-8")
-    assert list(stream_array(path, expected="")) == list(enumerate(elements))
+    assert list(stream_array(path, expected="", chunk=chunk)) == list(enumerate(elements))
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 1 << 20])
-def test_an_object_gives_the_elements_of_the_wanted_arrays(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_stream, "CHUNK", chunk)
+def test_an_object_gives_the_elements_of_the_wanted_arrays(tmp_path, chunk):
     path = tmp_path / "a.json"
     document = {
         "info": {"images": [9, 9]},
@@ -57,7 +54,8 @@ def test_an_object_gives_the_elements_of_the_wanted_arrays(tmp_path, monkeypatch
         "last": 12345,
     }
     path.write_text(json.dumps(document))
-    found = list(stream_members(path, ("annotations", "images", "empty"), expected=""))
+    wanted = ("annotations", "images", "empty")
+    found = list(stream_members(path, wanted, expected="", chunk=chunk))
     assert found == [
         *(("images", i, value) for i, value in enumerate(document["images"])),
         ("annotations", 0, {"a": []}),
@@ -72,21 +70,22 @@ def test_an_object_gives_the_elements_of_the_wanted_arrays(tmp_path, monkeypatch
         *("[1] x", "{}", "null", '[{"a": 1]', "[1.5.5]", '["\x01"]', "[nul]"),
     ],
 )
-def test_what_is_not_an_array_is_refused(tmp_path, monkeypatch, chunk, content):
-    monkeypatch.setattr(json_stream, "CHUNK", chunk)
+def test_what_is_not_an_array_is_refused(tmp_path, chunk, content):
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(ScaError, match=r"a.json, line 1, character \d+ of the file: .* expected X"):
-        list(stream_array(path, expected="X"))
+        list(stream_array(path, expected="X", chunk=chunk))
 
 
-def test_a_broken_element_is_not_searched_for_through_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_stream, "CHUNK", 100)
+def test_a_broken_element_is_not_searched_for_through_the_whole_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[" + "1," * 50 + "oops," + "1," * 100_000 + "1]")
     read = []
+    elements = stream_array(
+        path, expected="", progress=lambda _, position: read.append(position), chunk=100
+    )
     with pytest.raises(ScaError, match="character 101"):
-        list(stream_array(path, expected="", progress=lambda _, position: read.append(position)))
+        list(elements)
     assert read[-1] < 50_000
 
 
