@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sca_batch.errors import ImageError
 from sca_batch.images.fetch import read_bytes
+from sca_batch.images.formats import open_image
 from sca_batch.images.pixels import UInt8Image, to_rgb
 from sca_batch.images.policy import DEFAULT_MAX_PIXELS, ReadPolicy
 
@@ -52,7 +52,8 @@ def read_image(
 def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Image:
     """Decodes the first frame of an image file to RGB, its EXIF orientation applied.
 
-    Transparency is laid over white, 16-bit samples keep their upper eight bits.
+    Transparency is laid over white, 16-bit samples keep their upper eight bits; wider integers
+    and floats that are no such samples are scaled by their range.
 
     Raises:
         ImageError: see `read_image`.
@@ -60,21 +61,18 @@ def decode(content: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8Imag
     if not content:
         raise ImageError("empty_file", "the file has no bytes")
     try:
-        with warnings.catch_warnings():
-            # Our own limit follows; Pillow's warning would only repeat it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        "too_large",
-                        f"{width:,} x {height:,} pixels are more than --max-pixels {max_pixels:,}",
-                    )
-                return to_rgb(image)
+        with open_image(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    "too_large",
+                    f"{width:,} x {height:,} pixels are more than --max-pixels {max_pixels:,}",
+                )
+            return to_rgb(image)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError("not_an_image", "no image format that Pillow knows") from None
+    except MemoryError:
+        raise ImageError("oom", "this machine's memory does not suffice for the pixels") from None
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from None
     except Exception as error:  # image libraries raise anything on hostile bytes

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from sca_batch.boxes import resized_size
+from sca_batch.errors import ImageError
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "UInt8Image", "preprocess", "to_rgb"]
 
@@ -19,19 +20,48 @@ UInt8Image = npt.NDArray[np.uint8]
 
 
 def to_rgb(image: Image.Image) -> UInt8Image:
-    """A Pillow image of any mode as RGB uint8 (H, W, 3), its EXIF orientation applied."""
-    return np.asarray(_without_alpha(ImageOps.exif_transpose(image)))
+    """A Pillow image of any mode as RGB uint8 (H, W, 3), its EXIF orientation applied.
+
+    Raises:
+        ImageError: with code `decode`, for pixels that are not finite numbers.
+    """
+    image.load()  # what is wrong with the pixels is told as it is
+    return np.asarray(_without_alpha(_oriented(image)))
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # what stands there is no EXIF: the picture is as it is
+        return image
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        samples = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(samples >> 8, 0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_eight_bits(np.asarray(image).astype(np.float64)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(samples: npt.NDArray[np.float64]) -> UInt8Image:
+    """Samples of no stated range as uint8: bytes, fractions and 16 bits by what they are."""
+    if not np.isfinite(samples).all():
+        raise ImageError("decode", "pixels that are not finite numbers")
+    least, most = float(samples.min()), float(samples.max())
+    if least >= 0 and most <= 1 and (samples % 1).any():
+        samples = samples * 255
+    elif least >= 0 and 255 < most <= 65535:
+        samples = samples // 256
+    elif least < 0 or most > 255:
+        samples = (samples - least) * (255 / (most - least))
+    return samples.round().astype(np.uint8)
 
 
 def resize_longest_side(rgb: UInt8Image, longest_side: int) -> UInt8Image:
