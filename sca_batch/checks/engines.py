@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,8 +162,8 @@ def parity(
     inputs = example_inputs(model, graph, images=1, regions=5)
     theirs, ours = torch_outputs(model, graph, inputs), engine(*inputs)
     found = {
-        "relative_error": max(_relative(a, b) for a, b in zip(ours, theirs, strict=True)),
-        "cosine": min(_cosine(a, b) for a, b in zip(ours, theirs, strict=True)),
+        "relative_error": _largest([_relative(a, b) for a, b in zip(ours, theirs, strict=True)]),
+        "cosine": -_largest([-_cosine(a, b) for a, b in zip(ours, theirs, strict=True)]),
     }
     if graph in ("decoder", "upscale"):
         masks, expected = (
@@ -225,8 +226,8 @@ def _parity_on(model: ScaModel, engine: Engine, pictures: Pictures) -> dict[str,
             differing += sum(a != b for a, b in zip(captions, expected_captions, strict=True))
             compared += len(captions)
     return {
-        "relative_error": max(errors),
-        "cosine": min(cosines),
+        "relative_error": _largest(errors),
+        "cosine": -_largest([-cosine for cosine in cosines]),
         "mean_mask_iou": sum(overlaps) / len(overlaps),
         "captions": float(differing),
         "captions_compared": float(compared),
@@ -280,6 +281,11 @@ def _mask_ious(masks: Tensor, expected: Tensor) -> Tensor:
     union = (masks | expected).flatten(2).sum(-1)
     both = (masks & expected).flatten(2).sum(-1)
     return torch.where(union == 0, 1.0, both / union.clamp(min=1))
+
+
+def _largest(values: Sequence[float]) -> float:
+    """The largest value; NaN where one is, which Python's own `max` lets pass behind a number."""
+    return float(np.max(values))
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
