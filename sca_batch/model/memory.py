@@ -11,6 +11,13 @@ import torch
 
 __all__ = ["Allowance", "fit", "is_out_of_memory"]
 
+# Of "no memory", in the messages of allocators and of libraries that make their work spaces.
+SPELLINGS = (
+    "out of memory", "OutOfMemory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+)  # fmt: skip
 GROW_AFTER = 16  # batches that fitted, before twice as much is tried again
 
 T = TypeVar("T")
@@ -69,6 +76,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "DefaultCPUAllocator" in text
-    )
+    return isinstance(error, RuntimeError) and any(spelling in text for spelling in SPELLINGS)

@@ -25,13 +25,14 @@ LARGEST_SIDECAR = 1 << 20  # bytes; larger ones are no descriptions of one image
 def list_archive(archive: str) -> tuple[pl.DataFrame, int]:
     """The members that claim to be images, in the archive's order, and how many others there are.
 
-    `file` is a member's name; `extra` a JSON object with what stands beside it in a tar under the
+    `file` is a member's name; `size` its bytes and `etag` what changes when it is replaced; `extra`
+    a JSON object with what stands beside it in a tar under the
     same key, as WebDataset has it: `json`, `txt` and `cls`.
 
     Raises:
         ScaError: for an archive that cannot be read, or a name that is not UTF-8.
     """
-    files: list[str] = []
+    found: list[Member] = []
     extras: list[str] = []
     others = 0
     try:
@@ -42,21 +43,26 @@ def list_archive(archive: str) -> tuple[pl.DataFrame, int]:
                 list(group) for _, group in groupby(opened.members, lambda m: _key_and_suffix(m)[0])
             )
         for sample in samples:
-            images = [member.name for member in sample if has_image_suffix(member.name)]
+            images = [member for member in sample if has_image_suffix(member.name)]
             sidecars = _sidecars(opened, sample) if images else {}
-            files += images
+            found += images
             extras += [dump_json(sidecars)] * len(images)
             others += len(sample) - len(images) - len(sidecars)
     except UNREADABLE as error:
         raise ScaError(f"{archive}: not a readable archive ({error})") from None
-    for name in files:
+    for member in found:
         try:
-            name.encode()
+            member.name.encode()
         except UnicodeEncodeError:
-            raise ScaError(f"{archive}: the name {name!r} is not UTF-8; rename it") from None
-    return pl.DataFrame(
-        {"file": files, "extra": extras}, schema={"file": pl.String, "extra": pl.String}
-    ), others
+            raise ScaError(f"{archive}: the name {member.name!r} is not UTF-8; rename it") from None
+    columns: dict[str, list[str] | list[int]] = {
+        "file": [member.name for member in found],
+        "extra": extras,
+        "size": [member.size for member in found],
+        "etag": [member.stamp for member in found],
+    }
+    schema = {"file": pl.String, "extra": pl.String, "size": pl.Int64, "etag": pl.String}
+    return pl.DataFrame(columns, schema=schema), others
 
 
 def _key_and_suffix(member: Member) -> tuple[str, str]:

@@ -234,6 +234,8 @@ def _archive_listing(source: str, root: Path) -> Listing:
         "/",
         root,
         extra=pl.col("extra"),
+        size=pl.col("size"),
+        etag=pl.col("etag"),
         uri=pl.lit(os.path.abspath(source) + MEMBER) + pl.col("file"),
         file_name=pl.lit(os.path.basename(source) + MEMBER) + pl.col("file"),
     )

@@ -38,12 +38,14 @@ class Member:
     """One entry of an archive; `size` is in bytes, unpacked.
 
     `offset` is where a tar has the content, or a zip the header before it. It is None for what is
-    not read: links are not followed, devices not opened.
+    not read: links are not followed, devices not opened. `stamp` changes when it is replaced: a
+    tar's time, a zip's checksum.
     """
 
     name: str
     size: int
     offset: int | None
+    stamp: str = ""
 
 
 class Archive:
@@ -96,14 +98,16 @@ class Archive:
                 file.members = []  # type: ignore[attr-defined]  # else it would keep every header
                 if not info.isdir():
                     is_file = info.isreg() and not info.issparse()
-                    yield Member(info.name, info.size, info.offset_data if is_file else None)
+                    place = info.offset_data if is_file else None
+                    yield Member(info.name, info.size, place, f"mtime {info.mtime}")
 
     def _listed_zip(self) -> Iterator[Member]:
         with zipfile.ZipFile(self._file) as file:
             for info in file.infolist():
                 if not info.is_dir():
                     self._packed[info.header_offset] = info
-                    yield Member(info.filename, info.file_size, info.header_offset)
+                    stamp = f"crc {info.CRC:08x}"
+                    yield Member(info.filename, info.file_size, info.header_offset, stamp)
 
     def _unpacked(self, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
         if info.flag_bits & ENCRYPTED:

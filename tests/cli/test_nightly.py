@@ -79,6 +79,34 @@ def test_an_update_captions_what_is_new_or_changed_and_marks_what_vanished(capti
     verify()
 
 
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_an_update_notices_what_was_replaced_inside_of_an_archive(
+    shapes_images, shapes_folder, tmp_path, monkeypatch, form
+):
+    from jobs import small_request
+
+    from sca_batch.job.caption import caption_corpus
+    from sca_batch.job.events import SourcesChanged
+
+    def pack():
+        shutil.make_archive(str(tmp_path / "photos"), form, shapes_images)
+        return tmp_path / f"photos.{form}"
+
+    def update():
+        told = []
+        request = small_request(pack(), tmp_path / "packed", points_per_side=4, update=True)
+        caption_corpus(request, listen=told.append)
+        return next(event for event in told if isinstance(event, SourcesChanged))
+
+    caption_corpus(small_request(pack(), tmp_path / "packed", points_per_side=4))
+    again = update()
+    assert (again.changed, again.unchanged) == (0, 3)
+    shutil.copy(shapes_images / "shapes-0.png", shapes_images / "shapes-1.png")
+    os.utime(shapes_images / "shapes-1.png", (1e9, 1e9))
+    replaced = update()
+    assert (replaced.new, replaced.changed, replaced.gone, replaced.unchanged) == (0, 1, 0, 2)
+
+
 def test_a_run_that_goes_on_says_how_its_sources_have_changed(caption, shapes_images):
     caption()
     assert "have changed" not in caption()

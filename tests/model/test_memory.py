@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sca_batch.model.memory import GROW_AFTER, Allowance, fit
+from sca_batch.model.memory import GROW_AFTER, Allowance, fit, is_out_of_memory
 from sca_batch.pipeline.pipeline import Pipeline
 from sca_batch.pipeline.settings import BatchSettings
 from sca_batch.records import Caption, ImageRef, Prompt
@@ -44,6 +44,21 @@ def test_it_grows_back_after_a_while():
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, RuntimeError])
 def test_nothing_fits(error):
     assert fit(only(0, [], error), Allowance("a", 4)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "TensorRT: [OutOfMemory] requested size was 1073741824 bytes",
+    ],
+)
+def test_no_memory_is_known_in_all_its_spellings(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(ValueError(text))
 
 
 def test_another_error_is_not_taken_for_it():
