@@ -32,6 +32,10 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     # On first use, so that `sca --help` and readers of datasets do not wait for torch.
     if name not in _HOMES:

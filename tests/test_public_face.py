@@ -16,6 +16,7 @@ def test_the_package_has_these_names_and_no_others():
         "events", "load_model",
     ]  # fmt: skip
     assert all(getattr(sca_batch, name) is not None for name in sca_batch.__all__)
+    assert set(dir(sca_batch)) >= set(sca_batch.__all__)  # what completion shows
 
 
 def test_a_request_has_these_fields():

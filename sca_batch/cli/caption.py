@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -70,7 +71,11 @@ def _caption(request: CaptionRequest) -> int:
         except KeyboardInterrupt:
             tell("Stopped. What is done is kept; the same command goes on.")
             return stop.exit_code
-    tell(_ending(outcome, progress, "coco" in request.output.formats))
+    good = outcome.exit_code == 0
+    tell(
+        _ending(outcome, progress, "coco" in request.output.formats),
+        logging.INFO if good else logging.WARNING,
+    )
     return stop.exit_code if outcome.tally.stopped and stop.requested() else outcome.exit_code
 
 

@@ -23,10 +23,19 @@ QUIET = (
 )  # fmt: skip
 
 
-def tell(text: str) -> None:
-    """Writes a line to standard error. Who reads it may have left: that ends no run."""
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(text, err=True)
+def tell(text: str, level: int = logging.WARNING) -> None:
+    """Tells a person something on standard error, in the log where that is for machines.
+
+    What is below the level that is asked for is left out. Who reads may have left: that ends no
+    run.
+    """
+    root = logging.getLogger()
+    if any(isinstance(handler.formatter, _Json) for handler in root.handlers):
+        for line in text.strip().splitlines():
+            logging.getLogger(__name__).log(level, "%s", line.strip())
+    elif root.isEnabledFor(level):
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(text, err=True)
 
 
 def printable(text: str) -> str:
@@ -68,6 +77,13 @@ def _safe(message: str) -> str:
 
 
 class _ToStandardError(logging.StreamHandler[TextIO]):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line above the progress bar, where there is one."""
+        shown = sys.modules.get("tqdm")
+        bars = contextlib.nullcontext() if shown is None else shown.tqdm.external_write_mode()
+        with bars:
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's name
         """Does nothing: who reads standard error may have left, and that ends no run."""
 

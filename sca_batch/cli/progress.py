@@ -108,6 +108,7 @@ class Progress:
             )  # fmt: skip
 
     def _say(self, text: str) -> None:
+        """A sentence for whoever watches; a warning where the run is not what was asked for."""
         if self._bar is not None:
             self._bar.clear()
         tell(text)

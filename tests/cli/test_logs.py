@@ -53,3 +53,27 @@ def test_a_trace_keeps_its_lines(logged):
         text = logged("text", "bug", exc_info=sys.exc_info())
     assert text.splitlines()[-1] == "ZeroDivisionError: oh"
     assert json.loads(logged("json", "bug", extra={"trace": "a\nb"}))["traceback"] == "a\nb"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_a_command_tells_is_a_line_of_the_log_where_that_is_for_machines(
+    monkeypatch, capsys, form
+):
+    from sca_batch.cli.logs import tell
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        root.handlers[:] = []
+        set_up_logging(logging.WARNING, form)
+        tell("Captioned 3 images\n  out/: run.json", logging.INFO)
+        assert capsys.readouterr().err == ""  # -q: only warnings and errors
+        tell("\nStopped;\n  the same command goes on.")
+        said = capsys.readouterr().err
+    finally:
+        root.handlers[:], root.level = before
+    if form == "json":
+        told = [json.loads(line)["message"] for line in said.splitlines()]
+        assert told == ["Stopped;", "the same command goes on."]
+    else:
+        assert said == "\nStopped;\n  the same command goes on.\n"
