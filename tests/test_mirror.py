@@ -1,4 +1,4 @@
-"""`tests/` mirrors the tree: a file has tests of its own name, or stands here beside those it has."""
+"""`tests/` mirrors the tree: a file has tests of its own name, or stands here beside others."""
 
 from __future__ import annotations
 

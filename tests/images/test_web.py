@@ -48,8 +48,25 @@ class Answers(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"x" * 10)
             self.close_connection = True
+        elif kind == "drip-headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            self._drip()
+        elif kind == "drip-old":  # a body without a length, which ends with its connection
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+            self._drip()
+        elif kind == "drip-closing":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            self._drip()
         elif kind == "busy":
             self.send_error(503)
+        elif kind == "busy-once":
+            self.send_error(503) if len(self.server.asked) == 1 else self._send(b"pixels")
+        elif kind == "broken-once":
+            if len(self.server.asked) > 1:
+                self._send(b"pixels")
+            self.close_connection = True
+        elif kind.startswith("im%C3%A9ge%20"):
+            self._send(b"pixels")
         else:
             self.send_error(404)
 
@@ -58,6 +75,12 @@ class Answers(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _drip(self):
+        for _ in range(100):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.05)
 
     def _redirect(self, target):
         self.send_response(302)
@@ -122,10 +145,25 @@ def test_an_endless_body_ends_at_the_limit(server):
     assert refused(get, server, "endless", max_bytes=100_000) == "too_large"
 
 
-def test_a_dripping_body_ends_at_the_deadline(server):
+@pytest.mark.parametrize("path", ["slow", "drip-headers", "drip-old", "drip-closing"])
+def test_what_drips_ends_at_the_deadline(server, path):
     began = time.monotonic()
-    assert refused(get, server, "slow", timeout_s=0.3) == "timeout"
+    assert refused(get, server, path, timeout_s=0.3) == "timeout"
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("path", ["busy-once", "broken-once"])
+def test_what_fails_for_a_moment_is_asked_again(server, path):
+    assert get(server, path) == b"pixels"
+    assert len(server.asked) == 2
+
+
+def test_a_path_as_people_write_it_is_quoted_as_browsers_do(server):
+    assert get(server, "imége x.jpg?a=b c&d=é") == b"pixels"
+    assert get(server, "im%C3%A9ge%20x.jpg") == b"pixels"
+    assert [path for path, _ in server.asked] == [
+        "/im%C3%A9ge%20x.jpg?a=b%20c&d=%C3%A9", "/im%C3%A9ge%20x.jpg",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -134,7 +172,8 @@ def test_a_dripping_body_ends_at_the_deadline(server):
         "127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0.0.0.0",
         "[::1]", "[::ffff:127.0.0.1]", "[::]", "10.0.0.8", "172.16.3.4", "192.168.1.1",
         "169.254.169.254", "[fe80::1]", "[fd00::1]", "100.64.0.1", "224.0.0.1",
-        "public.example@127.0.0.1", "[2002:7f00:1::]",
+        "public.example@127.0.0.1", "[2002:7f00:1::]", "[64:ff9b::a00:1]", "[::7f00:1]",
+        "[fec0::1]", "240.0.0.1",
     ],
 )  # fmt: skip
 def test_private_addresses_are_refused_however_they_are_spelled(server, host):
