@@ -57,7 +57,7 @@ TESTED_IN = {
         "job/events.py",
     ],
     "job/test_drive.py": [
-        "job/run.py", "job/worker.py", "storage/lock.py",
+        "job/run.py", "job/worker.py", 
     ],
     "job/test_kill.py": [
         "faults.py",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from sca_batch.errors import ScaError
 from sca_batch.images.decode import ANYWHERE, content_digest
 from sca_batch.images.policy import ReadPolicy
 from sca_batch.job.events import SourcesChanged
@@ -37,6 +38,7 @@ LISTED = {name: RUN_PLAN_SCHEMA[name] for name in ("image_id", "key", *CELLS, *S
 # Rows of the plan that are compared at a time. Each time those of the listing that differ are
 # fetched from disk: more rows, fewer fetches.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 19, 128 << 20
+LARGEST_ID = 2**63 - 1
 
 
 def update_plan(
@@ -89,6 +91,11 @@ def update_plan(
 
     def fresh() -> Iterator[pl.DataFrame]:
         given = last.named_by_number and now.new_are_named_by_number()
+        if not given and last.image_id > LARGEST_ID - len(now.rows):
+            raise ScaError(
+                f"{out}: image_id {last.image_id} leaves no numbers for new images; give every row "
+                "of the manifest an image_id"
+            )
         for batch in now.new():
             numbers = pl.int_range(batch.height, dtype=pl.Int64) + counts["new"]
             yield batch.with_columns(

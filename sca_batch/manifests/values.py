@@ -86,7 +86,8 @@ def parse_mask(value: object, where: str) -> Rle:
     height, width = size
     counts = value.get("counts")
     if isinstance(counts, str | bytes):
-        raw = counts.encode() if isinstance(counts, str) else counts
+        # What is no ASCII is no count: it becomes characters that the format does not have.
+        raw = counts.encode("ascii", "xmlcharrefreplace") if isinstance(counts, str) else counts
         total = _compressed_total(raw)
     elif isinstance(counts, list | tuple) and all(_is_count(run) for run in counts):
         total = sum(counts)

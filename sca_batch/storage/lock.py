@@ -9,8 +9,10 @@ their shards hold the same rows, so that nothing is lost but work.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -31,6 +33,10 @@ LOCK_FILE = ".lock"
 RENEWED_EVERY_S = 10.0
 EXPIRES_S = 60.0  # after which one that was not renewed is taken over
 NOT_LINUX = "?"  # who cannot tell when a process began, waits for the time to be up
+# Said by Lustre without -o flock, by NFS without its lock daemon, and by others.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+log = logging.getLogger(__name__)
 
 
 class Lock:
@@ -68,6 +74,14 @@ def locked(out: AnyPath, wait_s: float = 3.0) -> Iterator[Lock]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise _in_use(out) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning(
+                    "%s: this file system has no locks (%s); see to it yourself that no second run "
+                    "writes here", out, error.strerror,
+                )  # fmt: skip
+                break
             time.sleep(0.05)
         fault("lock.taken")
         yield Lock()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
+from sca_batch.errors import ScaError
 from sca_batch.job.events import SourcesChanged
 from sca_batch.job.update import source_changes, update_plan
 from sca_batch.manifests.read import read_manifest
@@ -91,6 +92,14 @@ def test_rows_whose_given_regions_changed_are_made_again_and_no_others(tmp_path)
     assert after[1].prompts[0].points_xy == ((1, 3),)
     assert after[2].prompts is None
     assert len(after[0].prompts) == 2
+
+
+def test_ids_that_are_used_up_are_refused_by_name(tmp_path):
+    plan = plan_of(tmp_path, [{"uri": "a.jpg", "id": 2**63 - 1}])
+    write_run_plan(run_plan_frames(plan, 64), tmp_path)
+    listed = plan_of(tmp_path, [{"uri": "a.jpg", "id": 2**63 - 1}, {"uri": "b.jpg"}])
+    with pytest.raises(ScaError, match="leaves no numbers for new images"):
+        update_plan(tmp_path, listed, 64)
 
 
 def test_a_spool_gives_back_its_rows_whole_in_batches_and_by_number():

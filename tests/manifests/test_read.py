@@ -387,6 +387,11 @@ def test_a_repeated_row_is_refused_with_both_places(tmp_path, rows, expected):
             id="runs too short",
         ),
         pytest.param(
+            {"uri": "a", "masks_rle": [{"size": [2, 2], "counts": "\ud800"}]},
+            "counts that cannot be read",
+            id="counts of half a surrogate pair",
+        ),
+        pytest.param(
             {"uri": "a", "masks_rle": [{"size": [2, 2], "counts": "~~~~"}]},
             "cannot be read",
             id="not run lengths",
