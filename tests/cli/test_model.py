@@ -224,4 +224,4 @@ def test_regions_that_make_no_sense_are_exit_2(run, golden, tmp_path, options, m
 def test_an_image_that_cannot_be_read_is_exit_2(run, golden, tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     options = ["-o", tmp_path / "out", "--image", tmp_path / "notes.png"]
-    assert "no image format" in run("record", golden / "gpt2-box", *options, code=2)
+    assert "in none of the formats" in run("record", golden / "gpt2-box", *options, code=2)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import polars as pl
@@ -163,35 +160,6 @@ def test_failed_images_are_tried_again_when_asked_and_only_those(caption, shapes
 def test_max_failures_is_a_number_or_a_share(caption, shapes_images, allowed, code):
     (shapes_images / "broken.png").write_bytes(b"")
     caption("--max-failures", allowed, code=code)
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
-)
-def test_a_signal_stops_the_run_and_the_same_command_goes_on(caption, shapes_images, number, code):
-    images = 150
-    for i in range(images - 3):
-        shutil.copy(shapes_images / "shapes-0.png", shapes_images / f"more-{i}.png")
-    before = signal.getsignal(number)
-
-    def ask():
-        deadline = time.monotonic() + 60
-        while not list(shapes_images.parent.glob("out/shard-*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if signal.getsignal(number) is not before:  # else it would be this process that ends
-            os.kill(os.getpid(), number)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    said = caption("--workers", "2", code=code)
-    asking.join()
-    assert "The same command goes on" in said
-    summary = json.loads(Path("out/summary.json").read_text())
-    assert summary["complete"] is False
-    done = len(rows())
-    assert 0 < done < images
-    caption("--workers", "2")
-    assert [image_id for image_id, *_ in rows()] == list(range(1, images + 1))
 
 
 def test_verify_names_what_is_wrong(caption, capfd):
