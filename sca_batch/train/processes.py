@@ -42,7 +42,9 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Accelerator:
             )
     accelerator = Accelerator(mixed_precision=settings.recipe.precision, cpu=cpu)
     if _asks_for("FSDP") and not getattr(accelerator, "is_fsdp2", False):
-        # On a CPU accelerate would leave it out without a word.
+        # On a CPU accelerate would leave it out without a word. All have to have joined before the
+        # first one leaves, who keeps the store that the others join by.
+        accelerator.wait_for_everyone()
         raise ScaError(
             "FSDP is on in accelerate's configuration, and accelerate gives "
             f"{accelerator.distributed_type.value}: expected FSDP 2 (fsdp_version: 2) on several "
@@ -50,6 +52,7 @@ def open_accelerator(settings: RunSettings, *, cpu: bool) -> Accelerator:
         )
     share = accelerator.num_processes * settings.images_per_device
     if settings.images_per_step % share:
+        accelerator.wait_for_everyone()
         raise ScaError(
             f"images_per_step={settings.images_per_step} cannot be divided among "
             f"{accelerator.num_processes} devices with {settings.images_per_device} images each"
