@@ -84,7 +84,7 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
         with bars:
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802: logging's name
+    def handleError(self, record: logging.LogRecord) -> None:
         """Does nothing: who reads standard error may have left, and that ends no run."""
 
 
