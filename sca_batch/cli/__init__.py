@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import select
 import sys
 
 import click
@@ -40,11 +41,20 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # The reader of our output has left (`sca ... | head`); nothing is wrong. What is still
-            # buffered must not be written at the end either.
+        except BrokenPipeError as error:
+            if not _has_reader_left():  # some other pipe of ours, of which click would say nothing
+                raise RuntimeError("a pipe within sca broke") from error
+            # `sca ... | head`: nothing is wrong. What is still buffered must not be written at the
+            # end either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
+
+
+def _has_reader_left() -> bool:
+    """True when nobody reads what is written to the standard output any more."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # errors and hang-ups are always told
+    return bool(output.poll(0))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -113,6 +113,24 @@ def test_a_reader_that_leaves_ends_the_command_quietly(start, tmp_path):
     assert done.stderr == ""
 
 
+def test_another_pipe_that_breaks_is_not_taken_for_the_reader():
+    code = (
+        "import click, os, sca_batch.cli as cli\n"
+        "@click.group(cls=cli.LazyGroup, invoke_without_command=True)\n"
+        "def group():\n"
+        "    ours, theirs = os.pipe()\n"
+        "    os.close(ours)\n"
+        "    os.write(theirs, b'to a helper that died')\n"
+        "cli.run_command(group, 'sca', [])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 70, done.stderr
+    assert "BrokenPipeError" in done.stderr
+    assert "This is a bug in sca" in done.stderr
+
+
 def test_an_output_that_cannot_be_made_is_a_request_that_cannot_be_met(start):
     running = start("-o", "/proc/nowhere/out")
     _, said = running.communicate(timeout=60)
