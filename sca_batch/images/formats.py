@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import warnings
@@ -40,12 +41,7 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     Raises:
         ImageError: with code `not_an_image`, for everything else.
     """
-    with contextlib.suppress(ImportError):
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
+    known = _known_formats()
     # Our own limit on pixels follows, --max-pixels; Pillow's is the process's, and put back.
     with _pillows_limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,6 +56,17 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
             raise ImageError("not_an_image", f"{type(error).__name__}: {error}") from None
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+@functools.cache  # a failed import is looked for anew each time, and this is asked for every image
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that can be read here."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _unknown(source: str | Path | BinaryIO) -> str:
