@@ -67,13 +67,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(time_limit_s: float | None = None, *, patient: bool = False) -> Iterator[Stop]:
-    """`SIGNALS` ask to stop; the handlers that were there come back."""
+    """`SIGNALS` ask to stop, under `nohup` all but SIGHUP; the handlers before come back."""
     stop = Stop(time_limit_s)
     stop.patient = patient
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may have handlers
         return
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # asked to outlive its terminal
+    heard = [number for number in SIGNALS if not (is_nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield stop
     finally:

@@ -86,6 +86,19 @@ def test_a_signal_to_the_group_while_images_are_captioned_keeps_what_is_done(
     assert sorted(rows["image_id"].to_list()) == list(range(1, 64))  # none twice, none missing
 
 
+def test_a_run_under_nohup_outlives_its_terminal(start, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = start("--workers", "2", "--limit", "20")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    await_line(running, "Engine")
+    os.killpg(running.pid, signal.SIGHUP)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert json.loads((tmp_path / "out/summary.json").read_text())["complete"] is True
+
+
 def test_a_second_signal_acts_at_once(start):
     running = start()
     await_line(running, "Engine")
