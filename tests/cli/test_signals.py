@@ -24,15 +24,19 @@ def start(shapes_images, tmp_path):
     for i in range(60):
         shutil.copy(shapes_images / "shapes-0.png", shapes_images / f"more-{i}.png")
 
-    def begin(*more):
+    def begin(*more, at_hangup=signal.SIG_DFL):
         command = [
             sys.executable, str(ROOT / "sca.py"), "caption", "images", "-o", "out", "--model",
             str(SHAPES), "--points-per-side", "4", "--pred-iou-thresh", "0.5", "--num-beams", "1",
             "--stability-score-thresh", "0.7", "--max-new-tokens", "3", "--shard-size", "8", *more,
         ]  # fmt: skip
-        return subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        before = signal.signal(signal.SIGHUP, at_hangup)  # inherited, by the tests' own runner too
+        try:
+            return subprocess.Popen(
+                command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     return begin
 
@@ -87,11 +91,7 @@ def test_a_signal_to_the_group_while_images_are_captioned_keeps_what_is_done(
 
 
 def test_a_run_under_nohup_outlives_its_terminal(start, tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        running = start("--workers", "2", "--limit", "20")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    running = start("--workers", "2", "--limit", "20", at_hangup=signal.SIG_IGN)
     await_line(running, "Engine")
     os.killpg(running.pid, signal.SIGHUP)
     _, said = running.communicate(timeout=120)
